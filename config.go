@@ -18,6 +18,7 @@ import (
 	"github.com/hibiken/asynq"
 	"github.com/rs/zerolog"
 
+	"github.com/generic-corp/muster/api"
 	"github.com/generic-corp/muster/api/mail"
 	"github.com/generic-corp/muster/jobs"
 )
@@ -56,6 +57,7 @@ type Config struct {
 
 	LogLevel       zerolog.Level
 	TrustedProxies []netip.Prefix
+	CORSOrigins    []string // whose pages may use the API in a browser
 }
 
 // variable is one setting: how it is read, and what to say when it is wrong.
@@ -133,7 +135,8 @@ var variables = []variable{
 		c.LogLevel = level
 		return err
 	}},
-	{"TRUSTED_PROXIES", "", "comma-separated addresses or networks", false, "whose X-Forwarded-For is believed", func(c *Config, v string) error {
+	{"CORS_ORIGINS", "", "comma-separated origins such as https://app.example.com, without a path", false, "whose pages may use the API in a browser", corsOrigins},
+	{"TRUSTED_PROXIES", "", "comma-separated addresses or networks", false, "whose X-Forwarded-For, -Proto and -Host are believed", func(c *Config, v string) error {
 		for _, part := range strings.Split(v, ",") {
 			part = strings.TrimSpace(part)
 			prefix, err := netip.ParsePrefix(part)
@@ -220,6 +223,11 @@ func (c Config) weaknesses() (mistakes []string) {
 	}
 	if strings.HasPrefix(c.StripeSecretKey, "sk_test_") {
 		mistakes = append(mistakes, "STRIPE_SECRET_KEY is a test key; in production want the live one, or none")
+	}
+	for _, origin := range c.CORSOrigins {
+		if strings.HasPrefix(origin, "http://") {
+			mistakes = append(mistakes, fmt.Sprintf("CORS_ORIGINS has %q; in production want https, or whoever is on the way can use the API as its user", origin))
+		}
 	}
 	return mistakes
 }
@@ -327,6 +335,16 @@ func mailSender(c *Config, v string) error {
 		return errWrong
 	}
 	c.MailFrom = v
+	return nil
+}
+
+func corsOrigins(c *Config, v string) error {
+	for _, origin := range strings.Split(v, ",") {
+		if origin = strings.TrimSpace(origin); api.CheckOrigin(origin) != nil {
+			return errWrong
+		}
+		c.CORSOrigins = append(c.CORSOrigins, origin)
+	}
 	return nil
 }
 

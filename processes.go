@@ -114,7 +114,8 @@ func runAPI(ctx context.Context, c *cli, args []string) error {
 	}
 	defer closeMailer()
 	server, err := api.New(api.Config{Mailer: mailer, Store: store.NewAPI(db), Enqueuer: enqueuer{turns}, Canceler: canceler{rdb, log}, Redis: pinger{rdb},
-		RateLimits: limits, AddressFactor: addressFactor(cfg), SigningKeys: cfg.SigningKeys, TrustedProxies: proxies, Version: version(), Log: log})
+		RateLimits: limits, AddressFactor: addressFactor(cfg), SigningKeys: cfg.SigningKeys,
+		TrustedProxies: proxies, CORSOrigins: cfg.CORSOrigins, Production: cfg.Env == "production", Version: version(), Log: log})
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,8 @@ import (
 	"github.com/generic-corp/muster/store"
 )
 
-// What every request passes, in this order: identify, logAccess, recoverPanics, setSecurityHeaders, then its route.
+// What every request passes, in this order: identify, logAccess, recoverPanics, setSecurityHeaders, allowOrigins, then its
+// route. Before them the server finds out whom it comes from (proxies.go).
 
 const (
 	keyRequestID = "request_id"
@@ -38,7 +39,7 @@ func (s *Server) identify(c *gin.Context) {
 	c.Request = c.Request.WithContext(log.WithContext(c.Request.Context()))
 }
 
-// safeRequestID: 1 to 64 letters, digits, dots, dashes and underscores, so that it can stand in a log and a header.
+// safeRequestID: 1 to 128 letters, digits, dots, dashes and underscores, so that it can stand in a log and a header.
 func safeRequestID(id string) bool {
 	for i := range len(id) {
 		switch b := id[i]; {
@@ -47,7 +48,7 @@ func safeRequestID(id string) bool {
 			return false
 		}
 	}
-	return len(id) >= 1 && len(id) <= 64
+	return len(id) >= 1 && len(id) <= 128
 }
 
 // logAccess writes one line per request: never a path with ids, a query, a header or a body.
@@ -98,14 +99,17 @@ func (s *Server) recoverPanics(c *gin.Context) {
 	c.Next()
 }
 
-// setSecurityHeaders: answers are data of one customer, never a page.
-func setSecurityHeaders(c *gin.Context) {
+// setSecurityHeaders: answers are data of one customer, never a page, and no cache keeps them. The few that are everybody's
+// (the plans, OpenAPI) say otherwise themselves.
+func (s *Server) setSecurityHeaders(c *gin.Context) {
 	h := c.Writer.Header()
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("Strict-Transport-Security", "max-age=31536000")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("X-Frame-Options", "DENY")
+	if s.Production || c.Request.URL.Scheme == "https" {
+		h.Set("Strict-Transport-Security", "max-age=31536000")
+	}
 }

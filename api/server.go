@@ -56,7 +56,9 @@ type Config struct {
 	Log         zerolog.Logger // zero: nothing is logged
 	Version     string         // in OpenAPI; "dev"
 
-	TrustedProxies []string // addresses or CIDRs whose X-Forwarded-For counts; none
+	Production     bool     // tells browsers to come back over TLS only, whatever this connection is
+	TrustedProxies []string // addresses or CIDRs whose X-Forwarded-For, -Proto and -Host count; none
+	CORSOrigins    []string // origins whose pages may use the API in a browser; none
 	AddressFactor  int      // limits per address and network are multiplied by it; 1
 
 	MaxWaiters   int // requests that wait for a task at once; further ones are answered at once; 256
@@ -148,12 +150,22 @@ func New(cfg Config) (*Server, error) {
 	if s.tokens, err = newTokens(cfg.SigningKeys, cfg.Now); err != nil {
 		return nil, fmt.Errorf("api configuration: %w", err)
 	}
-	if err := s.engine.SetTrustedProxies(cfg.TrustedProxies); err != nil {
-		return nil, fmt.Errorf("api configuration: trusted proxies: %w", err)
+	trusted, err := parseProxies(cfg.TrustedProxies)
+	if err != nil {
+		return nil, fmt.Errorf("api configuration: %w", err)
 	}
+	for _, origin := range cfg.CORSOrigins {
+		if err := CheckOrigin(origin); err != nil {
+			return nil, fmt.Errorf("api configuration: CORS origin %q: %w", origin, err)
+		}
+	}
+	if err := s.engine.SetTrustedProxies(nil); err != nil { // proxies.go has looked before Gin does
+		return nil, fmt.Errorf("api configuration: %w", err)
+	}
+	s.engine.ForwardedByClientIP = false
 	s.engine.HandleMethodNotAllowed = true
 	s.engine.RedirectTrailingSlash = false
-	s.engine.Use(s.identify, s.logAccess, s.recoverPanics, setSecurityHeaders)
+	s.engine.Use(s.identify, s.logAccess, s.recoverPanics, s.setSecurityHeaders, s.allowOrigins)
 	s.engine.NoRoute(func(c *gin.Context) { fail(c, refuse(probNotFound, "there is no such route")) })
 	s.engine.NoMethod(func(c *gin.Context) {
 		fail(c, refuse(probMethodNotAllowed, "this route knows other methods; see Allow"))
@@ -166,7 +178,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("describe routes: %w", err)
 	}
 	s.http = &http.Server{
-		Handler:           headAsGet(s.engine),
+		Handler:           trusted.resolve(headAsGet(s.engine)),
 		ReadHeaderTimeout: cfg.ReadHeaderTimeout,
 		ReadTimeout:       cfg.ReadTimeout,
 		WriteTimeout:      cfg.WriteTimeout,
