@@ -191,7 +191,7 @@ func finishAll(ctx context.Context, tx *sqlx.Tx, loads map[uuid.UUID]*load, fini
 		if f.billable() {
 			before := l.UsedMS
 			l.UsedMS += f.Usage.AgentMS
-			r.Notice = crossed(before, l.UsedMS, l.QuotaMS)
+			r.Notice = crossed(share{before, l.QuotaMS}, share{l.UsedMS, l.QuotaMS})
 		}
 	}
 	if err := updateTasks(ctx, tx, byLease, ended, moves); err != nil {
@@ -205,8 +205,13 @@ func finishAll(ctx context.Context, tx *sqlx.Tx, loads map[uuid.UUID]*load, fini
 	}
 	for _, h := range ended {
 		if r := results[h.Lease]; r.Notice != 0 {
-			if err := insertNotice(ctx, tx, loads[h.Workspace], r); err != nil {
+			l := loads[h.Workspace]
+			told, err := l.tell(ctx, tx, NoticeAgentTime, r.Notice, share{l.UsedMS, l.QuotaMS})
+			if err != nil {
 				return nil, err
+			}
+			if !told {
+				r.Notice = 0
 			}
 		}
 	}

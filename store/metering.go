@@ -72,29 +72,3 @@ func insertMetering(ctx context.Context, tx *sqlx.Tx, loads map[uuid.UUID]*load,
 	}
 	return nil
 }
-
-// crossed returns 100 or 80 when usage went from below that share of the quota to it or past it, else 0.
-func crossed(before, after, quota int64) int {
-	for _, percent := range []int64{100, 80} {
-		if quota > 0 && before*100 < quota*percent && after*100 >= quota*percent {
-			return int(percent)
-		}
-	}
-	return 0
-}
-
-// insertNotice books that a share of the quota was passed; a share that was told before in this period (a plan went
-// up and down) is not told again.
-func insertNotice(ctx context.Context, tx *sqlx.Tx, l *load, r *Finished) error {
-	done, err := tx.ExecContext(ctx, `INSERT INTO quota_notices (workspace_id, period, percent) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
-		l.Workspace, l.Period.Format(time.DateOnly), r.Notice)
-	if err != nil {
-		return fmt.Errorf("insert quota notice: %w", err)
-	}
-	if n, err := done.RowsAffected(); err != nil || n == 0 {
-		r.Notice = 0
-		return err
-	}
-	return insertAudit(ctx, tx, l.Workspace, AuditEntry{ActorType: "system", ActorID: "metering", Action: "quota.notice",
-		Target: FormatID(WorkspacePrefix, l.Workspace), Details: map[string]any{"percent": r.Notice, "used_ms": l.UsedMS, "quota_ms": l.QuotaMS}})
-}

@@ -76,13 +76,13 @@ func (w *Work) found(ctx context.Context, user uuid.UUID, name string) error {
 		return err
 	}
 	plan := Plans[0]
-	_, err := w.tx.ExecContext(ctx, `INSERT INTO workspaces (id, name, plan, requests_per_hour, max_users, provider_budget_microusd)
-		VALUES ($1, $2, $3, $4, $5, $6)`, w.Workspace, name, plan.ID, plan.RequestsPerHour, plan.MaxUsers, plan.ProviderBudgetMicroUSD)
+	_, err := w.tx.ExecContext(ctx, `INSERT INTO workspaces (id, name, plan, requests_per_hour, max_users, provider_budget_microusd, needs_verified_email)
+		VALUES ($1, $2, $3, $4, $5, $6, $7)`, w.Workspace, name, plan.ID, plan.RequestsPerHour, plan.MaxUsers, plan.ProviderBudgetMicroUSD, plan.NeedsVerifiedEmail)
 	if err != nil {
 		return fmt.Errorf("insert workspace: %w", err)
 	}
-	_, err = w.tx.ExecContext(ctx, `INSERT INTO workspace_load (workspace_id, queue, cap, max_waiting, quota_ms, period)
-		VALUES ($1, $2, $3, $4, $5, `+currentPeriod+`)`, w.Workspace, plan.Queue, plan.Concurrency, plan.MaxWaiting, plan.AgentMS)
+	_, err = w.tx.ExecContext(ctx, `INSERT INTO workspace_load (workspace_id, queue, cap, max_waiting, quota_ms, models, period)
+		VALUES ($1, $2, $3, $4, $5, $6, `+currentPeriod+`)`, w.Workspace, plan.Queue, plan.Concurrency, plan.MaxWaiting, plan.AgentMS, models(plan.Models))
 	if err != nil {
 		return fmt.Errorf("insert load row: %w", err)
 	}

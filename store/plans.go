@@ -14,6 +14,15 @@ type Plan struct {
 	MaxUsers               int    // members; 0 is unlimited
 	ProviderBudgetMicroUSD int64  // model cost per UTC month
 	Queue                  string // the tier its turns stand in
+
+	// Models are the models that tasks may run on, in the order in which auto prefers them: provider/model, where "*"
+	// at the end stands for anything. Empty: all.
+	Models []string
+	// NeedsVerifiedEmail: an owner must have proved their address before the first task, where the operator asks for it.
+	NeedsVerifiedEmail bool
+	// ExpectedCostMicroUSD is what a workspace is expected to cost at model providers per UTC month; one past twice of
+	// it wants a look.
+	ExpectedCostMicroUSD int64
 }
 
 // The tiers' queues, as load rows and Asynq name them.
@@ -28,12 +37,17 @@ var Queues = []string{QueuePro, QueueStarter, QueueFree}
 
 const minuteMS = 60_000
 
+// cheapModels are the models of the price list that cost at most $2 per million output tokens; a test compares.
+var cheapModels = []string{"anthropic/claude-haiku-5-5", "openai/gpt-6-luna", "openai/gpt-5-nano", "openai/gpt-5-mini", "openai/gpt-4.1-nano",
+	"openai/gpt-4.1-mini", "openai/gpt-4o-mini"}
+
 // Plans is the one table of plans, cheapest first. Prices are list prices; tasks run at most five minutes on each.
 var Plans = []Plan{
-	{ID: "free", Name: "Free", PriceCents: 0, AgentMS: 1_000 * minuteMS, RequestsPerHour: 100, Concurrency: 1, MaxWaiting: 1_000, MaxUsers: 1, ProviderBudgetMicroUSD: 1_000_000, Queue: QueueFree},
-	{ID: "starter", Name: "Starter", PriceCents: 4_900, AgentMS: 10_000 * minuteMS, RequestsPerHour: 1_000, Concurrency: 3, MaxWaiting: 10_000, MaxUsers: 5, ProviderBudgetMicroUSD: 15_000_000, Queue: QueueStarter},
-	{ID: "growth", Name: "Growth", PriceCents: 9_900, AgentMS: 50_000 * minuteMS, RequestsPerHour: 5_000, Concurrency: 5, MaxWaiting: 50_000, MaxUsers: 20, ProviderBudgetMicroUSD: 35_000_000, Queue: QueueStarter},
-	{ID: "pro", Name: "Pro", PriceCents: 14_900, AgentMS: 100_000 * minuteMS, RequestsPerHour: 10_000, Concurrency: 10, MaxWaiting: 200_000, MaxUsers: 0, ProviderBudgetMicroUSD: 60_000_000, Queue: QueuePro},
+	{ID: "free", Name: "Free", PriceCents: 0, AgentMS: 1_000 * minuteMS, RequestsPerHour: 100, Concurrency: 1, MaxWaiting: 1_000, MaxUsers: 1, ProviderBudgetMicroUSD: 1_000_000, Queue: QueueFree,
+		Models: cheapModels, NeedsVerifiedEmail: true, ExpectedCostMicroUSD: 200_000},
+	{ID: "starter", Name: "Starter", PriceCents: 4_900, AgentMS: 10_000 * minuteMS, RequestsPerHour: 1_000, Concurrency: 3, MaxWaiting: 10_000, MaxUsers: 5, ProviderBudgetMicroUSD: 15_000_000, Queue: QueueStarter, ExpectedCostMicroUSD: 6_000_000},
+	{ID: "growth", Name: "Growth", PriceCents: 9_900, AgentMS: 50_000 * minuteMS, RequestsPerHour: 5_000, Concurrency: 5, MaxWaiting: 50_000, MaxUsers: 20, ProviderBudgetMicroUSD: 35_000_000, Queue: QueueStarter, ExpectedCostMicroUSD: 15_000_000},
+	{ID: "pro", Name: "Pro", PriceCents: 14_900, AgentMS: 100_000 * minuteMS, RequestsPerHour: 10_000, Concurrency: 10, MaxWaiting: 200_000, MaxUsers: 0, ProviderBudgetMicroUSD: 60_000_000, Queue: QueuePro, ExpectedCostMicroUSD: 25_000_000},
 }
 
 // PlanByID finds a plan; ok is false when there is none of that id.

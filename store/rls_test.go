@@ -73,6 +73,9 @@ var tenantTables = map[string]tenantTable{
 		SELECT $1::uuid, gen_random_uuid(), 'agent_ms', now()::date, 1, 'superseded', 'cus', now() WHERE $2::uuid IS NOT NULL`},
 	"push_progress": {api: "", seed: `INSERT INTO push_progress (workspace_id, holder, held_until) SELECT $1::uuid, gen_random_uuid(), now() WHERE $2::uuid IS NOT NULL`},
 	"quota_notices": {api: "s", seed: `INSERT INTO quota_notices (workspace_id, period, percent) SELECT $1::uuid, date_trunc('month', now())::date, 80 WHERE $2::uuid IS NOT NULL`},
+	"notice_mails":  {api: "", seed: `INSERT INTO notice_mails (workspace_id, notice_id, user_id) SELECT $1::uuid, gen_random_uuid(), $2::uuid`},
+	"workspace_events": {api: "s", seed: `INSERT INTO workspace_events (workspace_id, seq, kind, data)
+		SELECT $1::uuid, (random() * 1e15)::bigint + 1, 'usage', '{}' WHERE $2::uuid IS NOT NULL`},
 }
 
 // seedOrder: what foreign keys ask for comes first.

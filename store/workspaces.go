@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
 )
 
 // Workspace is a customer: limits, load and money joined.
@@ -35,10 +36,12 @@ type Workspace struct {
 	QuotaMS                int64           `db:"quota_ms"`
 	UsedMS                 int64           `db:"used_ms"` // this period
 	Period                 time.Time       `db:"period"`  // first day of the UTC month
+	Models                 pq.StringArray  `db:"models"`  // patterns of provider/model that tasks may run on; empty: all
+	NeedsVerifiedEmail     bool            `db:"needs_verified_email"`
 }
 
 const workspaceQuery = `SELECT w.id, w.name, w.plan, w.status, w.requests_per_hour, w.max_users, w.provider_budget_microusd,
-		w.stripe_customer_id, w.stripe_subscription_id, w.settings, w.created_at, l.queue, l.cap, l.max_waiting, l.waiting, l.paused, l.quota_ms,
+		w.stripe_customer_id, w.stripe_subscription_id, w.settings, w.created_at, l.queue, l.cap, l.max_waiting, l.waiting, l.paused, l.quota_ms, l.models, w.needs_verified_email,
 		greatest(l.period, ` + currentPeriod + `) AS period, CASE WHEN l.period < ` + currentPeriod + ` THEN 0 ELSE l.used_ms END AS used_ms,
 		r.running, r.reserved_ms
 	FROM workspaces w JOIN workspace_load l ON l.workspace_id = w.id
@@ -71,11 +74,14 @@ type Operator struct{ Name string }
 func (s *System) SetPlan(ctx context.Context, ws uuid.UUID, p Plan, customer, subscription string, by Operator) ([]Turn, error) {
 	return s.change(ctx, ws, by, "workspace.set_plan", map[string]any{"plan": p.ID, "stripe_customer": customer, "stripe_subscription": subscription},
 		func(tx *sqlx.Tx, l *load) error {
-			_, err := tx.ExecContext(ctx, `UPDATE workspaces SET plan = $2, requests_per_hour = $3, max_users = $4, provider_budget_microusd = $5,
+			if err := l.setModels(ctx, tx, p.Models); err != nil {
+				return err
+			}
+			_, err := tx.ExecContext(ctx, `UPDATE workspaces SET plan = $2, requests_per_hour = $3, max_users = $4, provider_budget_microusd = $5, needs_verified_email = $8,
 					stripe_customer_since = CASE WHEN $6 IN ('', coalesce(stripe_customer_id, '')) THEN stripe_customer_since ELSE now() END,
 					stripe_customer_id = coalesce(nullif($6, ''), stripe_customer_id),
 					stripe_subscription_id = coalesce(nullif($7, ''), stripe_subscription_id), updated_at = now()
-				WHERE id = $1`, ws, p.ID, p.RequestsPerHour, p.MaxUsers, p.ProviderBudgetMicroUSD, customer, subscription)
+				WHERE id = $1`, ws, p.ID, p.RequestsPerHour, p.MaxUsers, p.ProviderBudgetMicroUSD, customer, subscription, p.NeedsVerifiedEmail)
 			if violates(err, "workspaces_stripe_customer_key") {
 				return refuse(Conflict, "another workspace has Stripe customer %s: totals are kept per customer", customer)
 			}
@@ -98,10 +104,22 @@ var limits = map[string]func(l *load, w *Workspace, v int64){
 	"requests_per_hour":        func(_ *load, w *Workspace, v int64) { w.RequestsPerHour = int(v) },
 	"max_users":                func(_ *load, w *Workspace, v int64) { w.MaxUsers = int(v) },
 	"provider_budget_microusd": func(_ *load, w *Workspace, v int64) { w.ProviderBudgetMicroUSD = v },
+	"needs_verified_email":     func(_ *load, w *Workspace, v int64) { w.NeedsVerifiedEmail = v != 0 },
 }
 
 // maxLimit keeps a limit within what its column holds; agent_ms and the budget may be larger.
 const maxLimit = 2_000_000_000
+
+// highest is the most that a limit may be.
+func highest(name string) int64 {
+	switch name {
+	case "agent_ms", "provider_budget_microusd":
+		return 1_000_000_000_000_000
+	case "needs_verified_email":
+		return 1
+	}
+	return maxLimit
+}
 
 // LimitNames lists what SetLimits takes.
 func LimitNames() []string {
@@ -114,14 +132,23 @@ func LimitNames() []string {
 }
 
 // SetLimits overrides limits of a workspace until its plan is set anew. Names are LimitNames, values whole numbers from
-// 0 to 2,000,000,000 (agent_ms and provider_budget_microusd to 10^15). It returns the turns to enqueue.
+// 0 to 2,000,000,000 (agent_ms and provider_budget_microusd to 10^15, needs_verified_email to 1). It returns the turns
+// to enqueue.
 func (s *System) SetLimits(ctx context.Context, ws uuid.UUID, values map[string]int64, by Operator) ([]Turn, error) {
+	return s.Override(ctx, ws, values, nil, by)
+}
+
+// Override is SetLimits with the models that tasks may run on (nil: as they are; empty: all), see Plan.Models.
+func (s *System) Override(ctx context.Context, ws uuid.UUID, values map[string]int64, models *[]string, by Operator) ([]Turn, error) {
 	details := make(map[string]any, len(values))
-	for name, v := range values {
-		highest := int64(maxLimit)
-		if name == "agent_ms" || name == "provider_budget_microusd" {
-			highest = 1_000_000_000_000_000
+	if models != nil {
+		if err := CheckModels(*models); err != nil {
+			return nil, err
 		}
+		details["models"] = *models
+	}
+	for name, v := range values {
+		highest := highest(name)
 		if _, known := limits[name]; !known {
 			return nil, &Error{Kind: Invalid, Field: name, Message: fmt.Sprintf("no limit is called %q; there are %s", name, strings.Join(LimitNames(), ", "))}
 		}
@@ -132,17 +159,20 @@ func (s *System) SetLimits(ctx context.Context, ws uuid.UUID, values map[string]
 	}
 	return s.change(ctx, ws, by, "workspace.set_limit", details, func(tx *sqlx.Tx, l *load) error {
 		var w Workspace
-		err := tx.GetContext(ctx, &w, `SELECT requests_per_hour, max_users, provider_budget_microusd FROM workspaces WHERE id = $1 FOR UPDATE`, ws)
+		err := tx.GetContext(ctx, &w, `SELECT requests_per_hour, max_users, provider_budget_microusd, needs_verified_email FROM workspaces WHERE id = $1 FOR UPDATE`, ws)
 		if err != nil {
 			return fmt.Errorf("read limits: %w", err)
 		}
 		for name, v := range values {
 			limits[name](l, &w, v)
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE workspaces SET requests_per_hour = $2, max_users = $3, provider_budget_microusd = $4, updated_at = now()
-			WHERE id = $1`, ws, w.RequestsPerHour, w.MaxUsers, w.ProviderBudgetMicroUSD)
+		_, err = tx.ExecContext(ctx, `UPDATE workspaces SET requests_per_hour = $2, max_users = $3, provider_budget_microusd = $4, needs_verified_email = $5,
+			updated_at = now() WHERE id = $1`, ws, w.RequestsPerHour, w.MaxUsers, w.ProviderBudgetMicroUSD, w.NeedsVerifiedEmail)
 		if err != nil {
 			return fmt.Errorf("set limits: %w", err)
+		}
+		if models != nil {
+			return l.setModels(ctx, tx, *models)
 		}
 		return nil
 	})
@@ -175,8 +205,15 @@ func (s *System) change(ctx context.Context, ws uuid.UUID, by Operator, action s
 		if err != nil {
 			return err
 		}
+		before := share{l.UsedMS, l.QuotaMS}
 		if err := fn(tx, l); err != nil {
 			return err
+		}
+		after := share{l.UsedMS, l.QuotaMS}
+		if percent := crossed(before, after); percent != 0 { // by a lowered limit
+			if _, err := l.tell(ctx, tx, NoticeAgentTime, percent, after); err != nil {
+				return err
+			}
 		}
 		_, err = tx.ExecContext(ctx, `UPDATE workspace_load SET queue = $2, cap = $3, max_waiting = $4, paused = $5, quota_ms = $6 WHERE workspace_id = $1`,
 			ws, l.Queue, l.Cap, l.MaxWaiting, l.Paused, l.QuotaMS)
