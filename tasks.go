@@ -194,7 +194,7 @@ func (c *cli) changeTask(ctx context.Context, name string, args []string, change
 		if err := change(w, task); err != nil {
 			return store.Answer{}, err
 		}
-		return store.Answer{}, w.Audit(ctx, store.AuditEntry{ActorType: "operator", ActorID: operator().Name, Action: "task." + name,
+		return store.Answer{}, w.Audit(store.AuditEntry{ActorType: store.ActorOperator, ActorID: operator().Name, Action: "task." + name,
 			Target: store.FormatID(store.TaskPrefix, task)})
 	})
 	if err != nil {

@@ -157,7 +157,7 @@ func (s *Server) sendVerification(q *request) (answer, error) {
 		return answer{status: http.StatusAccepted}, nil
 	}
 	token, hash := newToken(verifyPrefix)
-	email, due, err := s.Store.AskVerification(q.ctx, q.id.User, hash)
+	email, due, err := s.Store.AskVerification(q.ctx, q.id.User, hash, q.by())
 	if err == nil && due {
 		s.mailVerification(email, token)
 	}

@@ -356,7 +356,7 @@ func (s *Server) workIn(q *request, scope store.Scope, keepAnswer bool, fn func(
 
 // audit notes what the sender did, in the work's transaction.
 func (q *request) audit(w *store.Work, action, target string, details map[string]any) error {
-	return w.Audit(q.ctx, q.auditEntry(action, target, details))
+	return w.Audit(q.auditEntry(action, target, details))
 }
 
 func (q *request) auditEntry(action, target string, details map[string]any) store.AuditEntry {

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/generic-corp/muster/store"
 )
 
@@ -78,8 +80,10 @@ func (b *newTaskBody) task(id *identity) store.NewTask {
 	if len(b.Metadata) > 0 {
 		t.Metadata, _ = json.Marshal(b.Metadata) // strings only: cannot fail
 	}
-	if !id.isSession() {
-		t.APIKeyID.UUID, t.APIKeyID.Valid = id.Key, true
+	if id.isSession() {
+		t.UserID = id.user()
+	} else {
+		t.APIKeyID = uuid.NullUUID{UUID: id.Key, Valid: true}
 	}
 	return t
 }
@@ -95,6 +99,7 @@ type taskItemJSON struct {
 	Attempt           int               `json:"attempt" description:"Attempts spent, the running one included."`
 	MaxAttempts       int               `json:"max_attempts"`
 	CreatedAt         time.Time         `json:"created_at"`
+	CreatedBy         *string           `json:"created_by" description:"Who sent it: a user (usr_...) or an API key (key_...); null for a user's task from before this was noted."`
 	RunAt             *time.Time        `json:"run_at"`
 	StartedAt         *time.Time        `json:"started_at" description:"The first start."`
 	FinishedAt        *time.Time        `json:"finished_at"`
@@ -148,6 +153,12 @@ func itemOf(t store.TaskView) taskItemJSON {
 	}
 	_ = json.Unmarshal(t.Metadata, &j.Metadata) // our own rows: strings by the check at submit
 	_ = json.Unmarshal(t.Error, &j.Error)       // null leaves nil
+	switch {
+	case t.APIKeyID.Valid:
+		j.CreatedBy = ptr(store.FormatID(store.KeyPrefix, t.APIKeyID.UUID))
+	case t.UserID.Valid:
+		j.CreatedBy = ptr(store.FormatID(store.UserPrefix, t.UserID.UUID))
+	}
 	if w := t.Waiting; w != nil {
 		j.Waiting = &waitingJSON{Reason: w.Reason}
 		switch {

@@ -42,15 +42,15 @@ type SignIn struct {
 
 // Register makes a user, a workspace on the first plan with the user as its owner, and a session, all or nothing. A
 // mail that is registered already is a Conflict.
-func (a *API) Register(ctx context.Context, n NewAccount, s NewSession) (SignIn, error) {
+func (a *API) Register(ctx context.Context, account NewAccount, s NewSession) (SignIn, error) {
 	user, ws := NewID(), NewID()
 	var in SignIn
-	err := a.inScope(ctx, Scope{User: user}, func(tx *sqlx.Tx) error {
-		if err := insertUser(ctx, tx, user, n.Email, n.PasswordHash, n.VerifyHash); err != nil {
+	err := a.inAudited(ctx, Scope{User: user}, func(tx *sqlx.Tx, n *notes) error {
+		if err := insertUser(ctx, tx, user, account.Email, account.PasswordHash, account.VerifyHash); err != nil {
 			return err
 		}
-		w := &Work{Workspace: ws, tx: tx}
-		if err := w.found(ctx, user, n.WorkspaceName); err != nil {
+		w := &Work{Workspace: ws, tx: tx, notes: n}
+		if err := w.found(ctx, user, account.WorkspaceName); err != nil {
 			return err
 		}
 		var err error
@@ -99,7 +99,7 @@ func (a *API) Credentials(ctx context.Context, email string) (user uuid.UUID, pa
 // password is no longer the one whose hash was checked.
 func (a *API) Login(ctx context.Context, user uuid.UUID, checkedHash string, workspace uuid.UUID, s NewSession) (SignIn, error) {
 	var in SignIn
-	err := a.inScope(ctx, Scope{User: user}, func(tx *sqlx.Tx) error {
+	err := a.inAudited(ctx, Scope{User: user}, func(tx *sqlx.Tx, n *notes) error {
 		hash, err := lockUser(ctx, tx, user)
 		if err != nil {
 			return err
@@ -107,14 +107,14 @@ func (a *API) Login(ctx context.Context, user uuid.UUID, checkedHash string, wor
 		if hash != checkedHash {
 			return refuse(Unauthorized, "the email address or the password is wrong")
 		}
-		ws, err := chooseWorkspace(ctx, tx, user, workspace)
+		ws, err := chooseWorkspace(ctx, tx, n, user, workspace, By{IP: s.IP, RequestID: s.RequestID})
 		if err != nil {
 			return err
 		}
 		if err := (Scope{Workspace: ws, User: user}).apply(ctx, tx); err != nil {
 			return err
 		}
-		w := &Work{Workspace: ws, tx: tx}
+		w := &Work{Workspace: ws, tx: tx, notes: n}
 		in, err = w.signIn(ctx, user, s, "session.login")
 		return err
 	})
@@ -134,7 +134,7 @@ func (w *Work) signIn(ctx context.Context, user uuid.UUID, s NewSession, action 
 	if err != nil {
 		return SignIn{}, err
 	}
-	err = w.Audit(ctx, AuditEntry{
+	err = w.Audit(AuditEntry{
 		ActorType: ActorUser, ActorID: FormatID(UserPrefix, user), IP: s.IP, RequestID: s.RequestID,
 		Action: action, Target: FormatID(SessionPrefix, session),
 	})

@@ -45,8 +45,12 @@ var catalogChecks = []struct{ rule, query, fix string }{
 	{"no login role may truncate, trigger or reference a table",
 		tableGrants + ` AND g.privilege_type IN ('TRUNCATE', 'TRIGGER', 'REFERENCES')`,
 		"REVOKE it: %s"},
+	{"audit_log must chain each entry (its trigger audit_chain)",
+		`SELECT 'audit_log' WHERE NOT EXISTS (SELECT 1 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid
+			WHERE c.relname = 'audit_log' AND t.tgname = 'audit_chain' AND p.proname = 'audit_chain' AND t.tgenabled IN ('O', 'A'))`,
+		"ALTER TABLE %s ENABLE TRIGGER audit_chain, then muster audit verify --all"},
 	{"audit_log and metering_rows must be append-only for every login role",
-		tableGrants + ` AND c.relname IN ('audit_log', 'metering_rows') AND g.privilege_type IN ('UPDATE', 'DELETE')`,
+		tableGrants + ` AND c.relname IN ('audit_log', 'audit_nights', 'metering_rows') AND g.privilege_type IN ('UPDATE', 'DELETE')`,
 		"REVOKE UPDATE, DELETE: %s"},
 	{"a view must be a security invoker, or it shows every workspace",
 		`SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'public'

@@ -225,12 +225,16 @@ func runBatch(ctx context.Context, tx *sqlx.Tx, batch []*op) error {
 			}
 		}
 	}
-	finished, err := finishAll(ctx, tx, byID, finishes)
+	n := &notes{}
+	finished, err := finishAll(ctx, tx, n, byID, finishes)
 	if err != nil {
 		return err
 	}
 	claimed, turns, err := claimAll(ctx, tx, loads, claims)
 	if err != nil {
+		return err
+	}
+	if err := n.append(ctx, tx, nil); err != nil {
 		return err
 	}
 	next := make(map[uuid.UUID]*Turn, len(turns))

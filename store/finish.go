@@ -152,8 +152,8 @@ func (f *Finish) billable() bool {
 }
 
 // finishAll ends the attempts and books them. The load rows of all workspaces concerned are locked and given; the
-// caller settles them afterwards. The same finish twice counts once.
-func finishAll(ctx context.Context, tx *sqlx.Tx, loads map[uuid.UUID]*load, finishes []*Finish) (map[uuid.UUID]*Finished, error) {
+// caller settles them and writes the notes afterwards. The same finish twice counts once.
+func finishAll(ctx context.Context, tx *sqlx.Tx, n *notes, loads map[uuid.UUID]*load, finishes []*Finish) (map[uuid.UUID]*Finished, error) {
 	results := make(map[uuid.UUID]*Finished, len(finishes))
 	if len(finishes) == 0 {
 		return results, nil
@@ -206,7 +206,7 @@ func finishAll(ctx context.Context, tx *sqlx.Tx, loads map[uuid.UUID]*load, fini
 	for _, h := range ended {
 		if r := results[h.Lease]; r.Notice != 0 {
 			l := loads[h.Workspace]
-			told, err := l.tell(ctx, tx, NoticeAgentTime, r.Notice, share{l.UsedMS, l.QuotaMS})
+			told, err := l.tell(ctx, tx, n, NoticeAgentTime, r.Notice, share{l.UsedMS, l.QuotaMS})
 			if err != nil {
 				return nil, err
 			}

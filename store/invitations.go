@@ -138,7 +138,7 @@ func (a *API) Join(ctx context.Context, tokenHash []byte, g Guest, s NewSession)
 		user = NewID()
 	}
 	var in SignIn
-	err := a.inScope(ctx, Scope{Credential: tokenHash}, func(tx *sqlx.Tx) error {
+	err := a.inAudited(ctx, Scope{Credential: tokenHash}, func(tx *sqlx.Tx, n *notes) error {
 		var ws uuid.UUID
 		if err := tx.GetContext(ctx, &ws, `SELECT workspace_id FROM invitations WHERE token_hash = $1`, tokenHash); err != nil {
 			return noRows(fmt.Errorf("look up invitation: %w", err), "invitation")
@@ -151,7 +151,7 @@ func (a *API) Join(ctx context.Context, tokenHash []byte, g Guest, s NewSession)
 		if err := (Scope{Workspace: ws, User: user}).apply(ctx, tx); err != nil {
 			return err
 		}
-		w := &Work{Workspace: ws, tx: tx}
+		w := &Work{Workspace: ws, tx: tx, notes: n}
 		if err := w.acceptInvitation(ctx, tokenHash, user, g, s); err != nil {
 			return err
 		}
@@ -226,7 +226,7 @@ func (w *Work) acceptInvitation(ctx context.Context, tokenHash []byte, user uuid
 	if err != nil {
 		return fmt.Errorf("insert member: %w", err)
 	}
-	return w.Audit(ctx, AuditEntry{ActorType: ActorUser, ActorID: FormatID(UserPrefix, user), IP: s.IP, RequestID: s.RequestID,
+	return w.Audit(AuditEntry{ActorType: ActorUser, ActorID: FormatID(UserPrefix, user), IP: s.IP, RequestID: s.RequestID,
 		Action: "member.join", Target: FormatID(UserPrefix, user),
-		Details: map[string]any{"role": i.Role, "invitation": FormatID(InvitationPrefix, i.ID)}})
+		Details: map[string]any{"role": i.Role, "invitation": FormatID(InvitationPrefix, i.ID), "new_account": g.User == uuid.Nil}})
 }

@@ -41,7 +41,7 @@ func crossed(before, after share) int {
 
 // tell books that a share was passed, unless it has been told in this period under as large a limit; told is false then.
 // The load row is locked.
-func (l *load) tell(ctx context.Context, tx *sqlx.Tx, kind string, percent int, now share) (told bool, err error) {
+func (l *load) tell(ctx context.Context, tx *sqlx.Tx, n *notes, kind string, percent int, now share) (told bool, err error) {
 	period := l.Period.Format(time.DateOnly)
 	done, err := tx.ExecContext(ctx, `INSERT INTO quota_notices (workspace_id, id, period, kind, percent, used, quota)
 		SELECT $1, $2, $3, $4, $5, $6, $7 WHERE NOT EXISTS (SELECT 1 FROM quota_notices
@@ -50,13 +50,13 @@ func (l *load) tell(ctx context.Context, tx *sqlx.Tx, kind string, percent int, 
 	if err != nil {
 		return false, fmt.Errorf("insert quota notice: %w", err)
 	}
-	if n, err := done.RowsAffected(); err != nil || n == 0 {
+	if added, err := done.RowsAffected(); err != nil || added == 0 {
 		return false, err
 	}
 	details := map[string]any{"meter": noticeMeters[kind], "percent": percent, "used": now.used, "limit": now.limit, "period": l.Period.Format("2006-01")}
 	if err := addEvent(ctx, tx, l.Workspace, EventUsage, uuid.NullUUID{}, details); err != nil {
 		return false, err
 	}
-	return true, insertAudit(ctx, tx, l.Workspace, AuditEntry{ActorType: ActorSystem, ActorID: "metering", Action: "quota.notice",
+	return true, n.add(l.Workspace, AuditEntry{ActorType: ActorSystem, ActorID: "metering", Action: "quota.notice",
 		Target: FormatID(WorkspacePrefix, l.Workspace), Details: details})
 }

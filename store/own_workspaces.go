@@ -55,12 +55,12 @@ func (w *Work) CreateWorkspace(ctx context.Context, user uuid.UUID, name string,
 	if owned >= MaxFreeWorkspaces {
 		return Workspace{}, refuse(PlanLimit, "you own %d workspaces on the %s plan already; choose another plan for one of them first", owned, Plans[0].Name)
 	}
-	made := &Work{Workspace: NewID(), tx: w.tx}
+	made := &Work{Workspace: NewID(), tx: w.tx, notes: w.notes}
 	if err := made.found(ctx, user, name); err != nil {
 		return Workspace{}, err
 	}
 	e.Action, e.Target = "workspace.create", FormatID(WorkspacePrefix, made.Workspace)
-	if err := made.Audit(ctx, e); err != nil {
+	if err := made.Audit(e); err != nil {
 		return Workspace{}, err
 	}
 	ws, err := made.workspace(ctx)
@@ -96,13 +96,17 @@ func (w *Work) found(ctx context.Context, user uuid.UUID, name string) error {
 // chooseWorkspace finds where the user signs in: the wanted workspace, or (uuid.Nil) the one that they have been in
 // longest. Somebody who was removed from their last one gets a new one of their own: their address is registered, so
 // they could not come back otherwise. The scope must be the user's.
-func chooseWorkspace(ctx context.Context, tx *sqlx.Tx, user, wanted uuid.UUID) (uuid.UUID, error) {
+func chooseWorkspace(ctx context.Context, tx *sqlx.Tx, n *notes, user, wanted uuid.UUID, by By) (uuid.UUID, error) {
 	var ws uuid.UUID
 	err := tx.GetContext(ctx, &ws, `SELECT workspace_id FROM members WHERE user_id = $1 AND ($2::uuid IS NULL OR workspace_id = $2)
 		ORDER BY created_at, workspace_id LIMIT 1`, user, uuid.NullUUID{UUID: wanted, Valid: wanted != uuid.Nil})
 	if errors.Is(err, sql.ErrNoRows) && wanted == uuid.Nil {
-		fresh := &Work{Workspace: NewID(), tx: tx}
-		return fresh.Workspace, fresh.found(ctx, user, "My workspace")
+		fresh := &Work{Workspace: NewID(), tx: tx, notes: n}
+		if err := fresh.found(ctx, user, "My workspace"); err != nil {
+			return uuid.Nil, err
+		}
+		return fresh.Workspace, fresh.Audit(AuditEntry{ActorType: ActorUser, ActorID: FormatID(UserPrefix, user), Action: "workspace.create",
+			Target: FormatID(WorkspacePrefix, fresh.Workspace), IP: by.IP, RequestID: by.RequestID})
 	}
 	if err != nil {
 		return uuid.Nil, noRows(fmt.Errorf("choose workspace: %w", err), "workspace")

@@ -59,7 +59,7 @@ func (a *API) OwnCredentials(ctx context.Context, user uuid.UUID) (email, passwo
 // ChangePassword replaces the hash that the user has just proved to know, and ends all their other sessions. Conflict
 // when the password was changed meanwhile.
 func (a *API) ChangePassword(ctx context.Context, user, session uuid.UUID, known, replacement string, by By) error {
-	return a.inScope(ctx, Scope{User: user}, func(tx *sqlx.Tx) error {
+	return a.inAudited(ctx, Scope{User: user}, func(tx *sqlx.Tx, n *notes) error {
 		done, err := tx.ExecContext(ctx, `UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2`, user, known, replacement)
 		if err != nil {
 			return fmt.Errorf("change password: %w", err)
@@ -67,12 +67,12 @@ func (a *API) ChangePassword(ctx context.Context, user, session uuid.UUID, known
 		if n, err := done.RowsAffected(); err != nil || n == 0 {
 			return errors.Join(err, refuse(Conflict, "the password was changed meanwhile"))
 		}
-		return passwordChanged(ctx, tx, user, session, "password.change", by)
+		return passwordChanged(ctx, tx, n, user, session, "password.change", by)
 	})
 }
 
 // passwordChanged ends the user's sessions but the one to keep, spends the reset tokens, and notes the deed.
-func passwordChanged(ctx context.Context, tx *sqlx.Tx, user, keep uuid.UUID, action string, by By) error {
+func passwordChanged(ctx context.Context, tx *sqlx.Tx, n *notes, user, keep uuid.UUID, action string, by By) error {
 	done, err := tx.ExecContext(ctx, `UPDATE sessions SET revoked_at = now(), revoked_why = $3 WHERE user_id = $1 AND id <> $2 AND revoked_at IS NULL`,
 		user, keep, action)
 	if err != nil {
@@ -86,35 +86,13 @@ func passwordChanged(ctx context.Context, tx *sqlx.Tx, user, keep uuid.UUID, act
 	if err != nil {
 		return fmt.Errorf("spend reset tokens: %w", err)
 	}
-	return auditEverywhere(ctx, tx, user, action, map[string]any{"sessions_ended": ended}, by)
-}
-
-// auditEverywhere notes what a user did to their own account in each workspace that they are in. The scope is the last
-// one's afterwards: call it last.
-func auditEverywhere(ctx context.Context, tx *sqlx.Tx, user uuid.UUID, action string, details map[string]any, by By) error {
-	var workspaces []uuid.UUID
-	err := tx.SelectContext(ctx, &workspaces, `SELECT workspace_id FROM members WHERE user_id = $1 ORDER BY workspace_id`, user)
-	if err != nil {
-		return fmt.Errorf("find the user's workspaces: %w", err)
-	}
-	name := FormatID(UserPrefix, user)
-	for _, ws := range workspaces {
-		if err := (Scope{Workspace: ws, User: user}).apply(ctx, tx); err != nil {
-			return err
-		}
-		err := insertAudit(ctx, tx, ws, AuditEntry{ActorType: ActorUser, ActorID: name, Action: action, Target: name, Details: details,
-			IP: by.IP, RequestID: by.RequestID})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return noteEverywhere(ctx, tx, n, user, action, map[string]any{"sessions_ended": ended}, by)
 }
 
 // AskReset keeps a reset token's SHA-256 for the user of this mail. due is false, and nothing is kept, when nobody has
 // the mail or too many tokens were asked for lately: then nothing must be mailed.
 func (a *API) AskReset(ctx context.Context, email string, tokenHash []byte, by By) (due bool, err error) {
-	err = a.inScope(ctx, Scope{Email: email}, func(tx *sqlx.Tx) error {
+	err = a.inAudited(ctx, Scope{Email: email}, func(tx *sqlx.Tx, n *notes) error {
 		due = false
 		var user uuid.UUID
 		err := tx.GetContext(ctx, &user, `SELECT id FROM users WHERE email = $1`, email)
@@ -130,15 +108,15 @@ func (a *API) AskReset(ctx context.Context, email string, tokenHash []byte, by B
 		if due, err = addUserToken(ctx, tx, user, purposeReset, tokenHash, ResetLife); err != nil || !due {
 			return err
 		}
-		return auditEverywhere(ctx, tx, user, "password.reset_request", nil, by)
+		return noteEverywhere(ctx, tx, n, user, "password.reset_request", nil, by)
 	})
 	return due, err
 }
 
 // AskVerification keeps a verification token's SHA-256 for the user. due is false, and nothing is kept, when the mail is
 // verified or too many tokens were asked for lately.
-func (a *API) AskVerification(ctx context.Context, user uuid.UUID, tokenHash []byte) (email string, due bool, err error) {
-	err = a.inScope(ctx, Scope{User: user}, func(tx *sqlx.Tx) error {
+func (a *API) AskVerification(ctx context.Context, user uuid.UUID, tokenHash []byte, by By) (email string, due bool, err error) {
+	err = a.inAudited(ctx, Scope{User: user}, func(tx *sqlx.Tx, n *notes) error {
 		due = false
 		var row struct {
 			Email    string `db:"email"`
@@ -151,8 +129,10 @@ func (a *API) AskVerification(ctx context.Context, user uuid.UUID, tokenHash []b
 		if email = row.Email; row.Verified {
 			return nil
 		}
-		due, err = addUserToken(ctx, tx, user, purposeVerify, tokenHash, VerifyLife)
-		return err
+		if due, err = addUserToken(ctx, tx, user, purposeVerify, tokenHash, VerifyLife); err != nil || !due {
+			return err
+		}
+		return noteEverywhere(ctx, tx, n, user, "email.verify_request", nil, by)
 	})
 	return email, due, err
 }
@@ -209,32 +189,32 @@ func (a *API) ResetEmail(ctx context.Context, tokenHash []byte) (email string, e
 // ResetPassword spends a reset token: the user has another password, all their sessions end, and their mail is proved.
 // It returns who they are; Unauthorized when the token cannot be used.
 func (a *API) ResetPassword(ctx context.Context, tokenHash []byte, passwordHash string, by By) (user uuid.UUID, email string, err error) {
-	err = a.spendUserToken(ctx, purposeReset, tokenHash, func(tx *sqlx.Tx, id uuid.UUID) error {
+	err = a.spendUserToken(ctx, purposeReset, tokenHash, func(tx *sqlx.Tx, n *notes, id uuid.UUID) error {
 		user = id
 		err := tx.GetContext(ctx, &email, `UPDATE users SET password_hash = $2, email_verified_at = coalesce(email_verified_at, now())
 			WHERE id = $1 RETURNING email`, user, passwordHash)
 		if err != nil {
 			return fmt.Errorf("reset password: %w", err)
 		}
-		return passwordChanged(ctx, tx, user, uuid.Nil, "password.reset", by)
+		return passwordChanged(ctx, tx, n, user, uuid.Nil, "password.reset", by)
 	})
 	return user, email, err
 }
 
 // VerifyEmail spends a verification token; Unauthorized when it cannot be used.
 func (a *API) VerifyEmail(ctx context.Context, tokenHash []byte, by By) error {
-	return a.spendUserToken(ctx, purposeVerify, tokenHash, func(tx *sqlx.Tx, user uuid.UUID) error {
+	return a.spendUserToken(ctx, purposeVerify, tokenHash, func(tx *sqlx.Tx, n *notes, user uuid.UUID) error {
 		_, err := tx.ExecContext(ctx, `UPDATE users SET email_verified_at = coalesce(email_verified_at, now()) WHERE id = $1`, user)
 		if err != nil {
 			return fmt.Errorf("verify email: %w", err)
 		}
-		return auditEverywhere(ctx, tx, user, "email.verify", nil, by)
+		return noteEverywhere(ctx, tx, n, user, "email.verify", nil, by)
 	})
 }
 
 // spendUserToken runs fn for the token's user, with their row locked: of two uses of one token the second finds it used.
-func (a *API) spendUserToken(ctx context.Context, purpose string, tokenHash []byte, fn func(tx *sqlx.Tx, user uuid.UUID) error) error {
-	return a.inScope(ctx, Scope{Credential: tokenHash}, func(tx *sqlx.Tx) error {
+func (a *API) spendUserToken(ctx context.Context, purpose string, tokenHash []byte, fn func(tx *sqlx.Tx, n *notes, user uuid.UUID) error) error {
+	return a.inAudited(ctx, Scope{Credential: tokenHash}, func(tx *sqlx.Tx, n *notes) error {
 		user, err := userToken(ctx, tx, purpose, tokenHash)
 		if err != nil {
 			return err
@@ -252,6 +232,6 @@ func (a *API) spendUserToken(ctx context.Context, purpose string, tokenHash []by
 		if n, err := done.RowsAffected(); err != nil || n == 0 {
 			return errors.Join(err, errUserToken)
 		}
-		return fn(tx, user)
+		return fn(tx, n, user)
 	})
 }

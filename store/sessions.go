@@ -66,7 +66,7 @@ var errRefresh = &Error{Kind: Unauthorized, Message: "the refresh token is unkno
 func (a *API) Refresh(ctx context.Context, presented []byte, workspace uuid.UUID, s NewSession) (SignIn, error) {
 	var in SignIn
 	refused := false // kept outside the error, because the revocation must commit
-	err := a.inScope(ctx, Scope{Credential: presented}, func(tx *sqlx.Tx) error {
+	err := a.inAudited(ctx, Scope{Credential: presented}, func(tx *sqlx.Tx, n *notes) error {
 		refused = false
 		var token struct {
 			Workspace uuid.UUID `db:"workspace_id"`
@@ -82,7 +82,7 @@ func (a *API) Refresh(ctx context.Context, presented []byte, workspace uuid.UUID
 		if err := (Scope{Workspace: token.Workspace}).apply(ctx, tx); err != nil {
 			return err
 		}
-		w := &Work{Workspace: token.Workspace, tx: tx}
+		w := &Work{Workspace: token.Workspace, tx: tx, notes: n}
 		if workspace == uuid.Nil || workspace == token.Workspace {
 			in, refused, err = w.refresh(ctx, token.Session, presented, s)
 		} else {
@@ -136,10 +136,15 @@ func (w *Work) switchTo(ctx context.Context, workspace, session uuid.UUID, prese
 	if _, err := w.RevokeSession(ctx, session, "went to another workspace"); err != nil {
 		return in, false, err
 	}
+	err = w.Audit(AuditEntry{ActorType: ActorUser, ActorID: FormatID(UserPrefix, user), IP: s.IP, RequestID: s.RequestID,
+		Action: "session.leave", Target: FormatID(SessionPrefix, session)})
+	if err != nil {
+		return in, false, err
+	}
 	if err := (Scope{Workspace: workspace, User: user}).apply(ctx, w.tx); err != nil {
 		return in, false, err
 	}
-	in, err = (&Work{Workspace: workspace, tx: w.tx}).signIn(ctx, user, s, "session.switch")
+	in, err = (&Work{Workspace: workspace, tx: w.tx, notes: w.notes}).signIn(ctx, user, s, "session.switch")
 	return in, false, err
 }
 
@@ -168,7 +173,7 @@ func (w *Work) spendRefreshToken(ctx context.Context, session uuid.UUID, present
 		if _, err := w.RevokeSession(ctx, session, "refresh token reused"); err != nil {
 			return user, false, err
 		}
-		return user, true, w.Audit(ctx, AuditEntry{ActorType: ActorUser, ActorID: FormatID(UserPrefix, row.User), IP: s.IP, RequestID: s.RequestID,
+		return user, true, w.Audit(AuditEntry{ActorType: ActorUser, ActorID: FormatID(UserPrefix, row.User), IP: s.IP, RequestID: s.RequestID,
 			Action: "session.reuse_detected", Target: FormatID(SessionPrefix, session)})
 	}
 	_, err = w.tx.ExecContext(ctx, `UPDATE refresh_tokens SET used_at = now() WHERE workspace_id = $1 AND token_hash = $2`, w.Workspace, presented)
@@ -205,17 +210,14 @@ func (a *API) Sessions(ctx context.Context, user, before uuid.UUID, limit int) (
 
 // RevokeOwnSession ends one of the user's live sessions, in whichever of their workspaces; NotFound when it is none.
 func (a *API) RevokeOwnSession(ctx context.Context, user, session uuid.UUID, by By) error {
-	return a.inScope(ctx, Scope{User: user}, func(tx *sqlx.Tx) error {
+	return a.inAudited(ctx, Scope{User: user}, func(tx *sqlx.Tx, n *notes) error {
 		var ws uuid.UUID
 		err := tx.GetContext(ctx, &ws, `UPDATE sessions SET revoked_at = now(), revoked_why = 'revoked by its user'
 			WHERE user_id = $1 AND id = $2 AND revoked_at IS NULL AND expires_at > now() RETURNING workspace_id`, user, session)
 		if err != nil {
 			return noRows(fmt.Errorf("revoke session: %w", err), "session")
 		}
-		if err := (Scope{Workspace: ws, User: user}).apply(ctx, tx); err != nil {
-			return err
-		}
-		return insertAudit(ctx, tx, ws, AuditEntry{ActorType: ActorUser, ActorID: FormatID(UserPrefix, user), Action: "session.revoke",
+		return n.add(ws, AuditEntry{ActorType: ActorUser, ActorID: FormatID(UserPrefix, user), Action: "session.revoke",
 			Target: FormatID(SessionPrefix, session), IP: by.IP, RequestID: by.RequestID})
 	})
 }

@@ -20,7 +20,8 @@ import (
 func (w *Work) Submit(ctx context.Context, tasks []NewTask) ([]Task, error) {
 	n := len(tasks)
 	ids, agents, models, prompts := make([]uuid.UUID, n), make([]string, n), make([]string, n), make([]string, n)
-	inputs, metadata, runAts, keys := make([]string, n), make([]string, n), make([]*string, n), make([]*string, n)
+	inputs, metadata, runAts := make([]string, n), make([]string, n), make([]*string, n)
+	keys, users := make([]*string, n), make([]*string, n)
 	priorities, timeouts, attempts := make([]int64, n), make([]int64, n), make([]int64, n)
 	for i, t := range tasks {
 		ids[i], agents[i], models[i], prompts[i] = NewID(), t.Agent, t.Model, t.Prompt
@@ -30,25 +31,22 @@ func (w *Work) Submit(ctx context.Context, tasks []NewTask) ([]Task, error) {
 			at := t.RunAt.UTC().Format(time.RFC3339Nano)
 			runAts[i] = &at
 		}
-		if t.APIKeyID.Valid {
-			key := t.APIKeyID.UUID.String()
-			keys[i] = &key
-		}
+		keys[i], users[i] = textOf(t.APIKeyID), textOf(t.UserID)
 	}
 	var created []Task
 	// A run_at that has passed is now. The insert comes before the lock, which keeps the lock short; the lock's
 	// statement comes before settle looks for work, so no wake-up is lost.
 	err := w.tx.SelectContext(ctx, &created, `INSERT INTO tasks AS t (workspace_id, id, status, agent, model, prompt, input, metadata,
-			priority, timeout_ms, max_attempts, first_max_attempts, run_at, api_key_id)
+			priority, timeout_ms, max_attempts, first_max_attempts, run_at, api_key_id, created_by_user)
 		SELECT $1, v.id, CASE WHEN v.run_at > now() THEN 'scheduled' ELSE 'queued' END, v.agent, v.model, v.prompt,
-			v.input, v.metadata, v.priority, v.timeout_ms, v.max_attempts, v.max_attempts, v.run_at, v.api_key_id
+			v.input, v.metadata, v.priority, v.timeout_ms, v.max_attempts, v.max_attempts, v.run_at, v.api_key_id, v.created_by_user
 		FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::jsonb[], $7::jsonb[], $8::smallint[], $9::int[], $10::int[],
-			$11::timestamptz[], $12::uuid[])
-			AS v (id, agent, model, prompt, input, metadata, priority, timeout_ms, max_attempts, run_at, api_key_id)
+			$11::timestamptz[], $12::uuid[], $13::uuid[])
+			AS v (id, agent, model, prompt, input, metadata, priority, timeout_ms, max_attempts, run_at, api_key_id, created_by_user)
 		RETURNING t.id, t.status, t.agent, t.model, t.prompt, t.input, t.metadata, t.priority, t.timeout_ms, t.max_attempts,
-			t.run_at, t.created_at`,
+			t.run_at, t.created_at, t.api_key_id, t.created_by_user`,
 		w.Workspace, pq.Array(ids), pq.Array(agents), pq.Array(models), pq.Array(prompts), pq.Array(inputs), pq.Array(metadata),
-		pq.Array(priorities), pq.Array(timeouts), pq.Array(attempts), pq.Array(runAts), pq.Array(keys))
+		pq.Array(priorities), pq.Array(timeouts), pq.Array(attempts), pq.Array(runAts), pq.Array(keys), pq.Array(users))
 	if err != nil {
 		return nil, fmt.Errorf("insert tasks: %w", err)
 	}
@@ -79,6 +77,15 @@ func (w *Work) join(ctx context.Context, n int, runnable bool) error {
 
 func errBacklogFull() error {
 	return refuse(BacklogFull, "the workspace has as many tasks waiting as its plan allows")
+}
+
+// textOf writes an id for an array parameter, nil for none.
+func textOf(id uuid.NullUUID) *string {
+	if !id.Valid {
+		return nil
+	}
+	text := id.UUID.String()
+	return &text
 }
 
 func objectOr(raw json.RawMessage) string {

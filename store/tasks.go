@@ -46,6 +46,7 @@ type NewTask struct {
 	MaxAttempts int             // 1..MaxAttemptsLimit
 	RunAt       *time.Time      // not before; nil or past is now
 	APIKeyID    uuid.NullUUID   // who sent it, when it was an API key
+	UserID      uuid.NullUUID   // who sent it, when it was a user
 }
 
 // Task is a task as the ledger has it, its lease joined.
@@ -54,9 +55,11 @@ type Task struct {
 	Status            string          `db:"status"` // StatusRunning when it has a lease
 	Agent             string          `db:"agent"`
 	Model             string          `db:"model"`
-	Prompt            string          `db:"prompt"`   // empty in lists
-	Input             json.RawMessage `db:"input"`    // null in lists
-	Metadata          json.RawMessage `db:"metadata"` // a JSON object of strings
+	Prompt            string          `db:"prompt"`          // empty in lists
+	Input             json.RawMessage `db:"input"`           // null in lists
+	Metadata          json.RawMessage `db:"metadata"`        // a JSON object of strings
+	APIKeyID          uuid.NullUUID   `db:"api_key_id"`      // who sent it: a key,
+	UserID            uuid.NullUUID   `db:"created_by_user"` // or a user
 	Priority          int             `db:"priority"`
 	TimeoutMS         int             `db:"timeout_ms"`
 	Attempt           int             `db:"attempt"` // attempts spent, the running one included
@@ -100,7 +103,7 @@ const (
 	taskHead = `t.id, CASE WHEN l.id IS NULL THEN t.status ELSE 'running' END AS status, t.agent, t.model, t.metadata,
 		t.priority, t.timeout_ms, coalesce(l.attempt, t.attempt) AS attempt, t.max_attempts, t.crashes, t.run_at, t.created_at,
 		coalesce(t.started_at, l.claimed_at) AS started_at, t.finished_at, t.cancel_requested_at, t.expires_at, coalesce(t.error, 'null') AS error,
-		t.agent_ms, t.provider_calls, t.input_tokens, t.output_tokens, t.cost_microusd`
+		t.api_key_id, t.created_by_user, t.agent_ms, t.provider_calls, t.input_tokens, t.output_tokens, t.cost_microusd`
 	taskColumns = taskHead + `, t.prompt, t.input, coalesce(t.result, 'null') AS result`
 	listColumns = taskHead + `, '' AS prompt, 'null'::jsonb AS input, 'null'::jsonb AS result`
 	taskTables  = `tasks t LEFT JOIN leases l ON l.workspace_id = t.workspace_id AND l.task_id = t.id`

@@ -17,6 +17,7 @@ import (
 type Work struct {
 	Workspace uuid.UUID
 	tx        *sqlx.Tx
+	notes     *notes // nil where nothing is noted
 	turns     []Turn
 	cancels   []uuid.UUID
 }
@@ -51,7 +52,7 @@ type IdempotencyKey struct {
 func (a *API) Do(ctx context.Context, scope Scope, key *IdempotencyKey, fn func(w *Work) (Answer, error)) (Done, error) {
 	var done Done
 	err := a.inScope(ctx, scope, func(tx *sqlx.Tx) error {
-		w := &Work{Workspace: scope.Workspace, tx: tx}
+		w := &Work{Workspace: scope.Workspace, tx: tx, notes: &notes{}}
 		done = Done{}
 		if key != nil {
 			earlier, err := w.claimKey(ctx, key)
@@ -70,6 +71,15 @@ func (a *API) Do(ctx context.Context, scope Scope, key *IdempotencyKey, fn func(
 			if err := w.storeAnswer(ctx, key, answer); err != nil {
 				return err
 			}
+		}
+		err = w.notes.append(ctx, tx, func(chain uuid.UUID) error {
+			if chain == scope.Workspace {
+				return nil
+			}
+			return (Scope{Workspace: chain}).apply(ctx, tx)
+		})
+		if err != nil {
+			return err
 		}
 		done = Done{Answer: answer, Turns: w.turns, Cancels: w.cancels}
 		return nil

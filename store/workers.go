@@ -130,7 +130,7 @@ func (s *System) RecoverDeadWorkers(ctx context.Context) (recovered int, turns [
 }
 
 func (s *System) recoverLeases(ctx context.Context, ws uuid.UUID, finishes []*Finish) (recovered int, turns []Turn, err error) {
-	err = inTx(ctx, s.db, func(tx *sqlx.Tx) error {
+	err = s.inAudited(ctx, func(tx *sqlx.Tx, n *notes) error {
 		recovered, turns = 0, nil
 		if err := impatient(ctx, tx); err != nil {
 			return err
@@ -144,7 +144,7 @@ func (s *System) recoverLeases(ctx context.Context, ws uuid.UUID, finishes []*Fi
 				return err
 			}
 		}
-		results, err := finishAll(ctx, tx, map[uuid.UUID]*load{ws: l}, finishes)
+		results, err := finishAll(ctx, tx, n, map[uuid.UUID]*load{ws: l}, finishes)
 		if err != nil {
 			return err
 		}

@@ -200,7 +200,7 @@ func (s *System) Resume(ctx context.Context, ws uuid.UUID, by Operator) ([]Turn,
 // change runs fn under the load row's lock, writes the limits and the audit entry, and settles.
 func (s *System) change(ctx context.Context, ws uuid.UUID, by Operator, action string, details map[string]any, fn func(*sqlx.Tx, *load) error) ([]Turn, error) {
 	var turns []Turn
-	err := inTx(ctx, s.db, func(tx *sqlx.Tx) error {
+	err := s.inAudited(ctx, func(tx *sqlx.Tx, n *notes) error {
 		l, err := lockLoad(ctx, tx, ws)
 		if err != nil {
 			return err
@@ -211,7 +211,7 @@ func (s *System) change(ctx context.Context, ws uuid.UUID, by Operator, action s
 		}
 		after := share{l.UsedMS, l.QuotaMS}
 		if percent := crossed(before, after); percent != 0 { // by a lowered limit
-			if _, err := l.tell(ctx, tx, NoticeAgentTime, percent, after); err != nil {
+			if _, err := l.tell(ctx, tx, n, NoticeAgentTime, percent, after); err != nil {
 				return err
 			}
 		}
@@ -220,7 +220,7 @@ func (s *System) change(ctx context.Context, ws uuid.UUID, by Operator, action s
 		if err != nil {
 			return fmt.Errorf("write limits: %w", err)
 		}
-		if err := insertAudit(ctx, tx, ws, AuditEntry{ActorType: "operator", ActorID: by.Name, Action: action, Target: FormatID(WorkspacePrefix, ws), Details: details}); err != nil {
+		if err := n.add(ws, AuditEntry{ActorType: ActorOperator, ActorID: by.Name, Action: action, Target: FormatID(WorkspacePrefix, ws), Details: details}); err != nil {
 			return err
 		}
 		turns, err = settle(ctx, tx, l)
