@@ -10,6 +10,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/generic-corp/muster/api"
 	"github.com/generic-corp/muster/billing"
 	"github.com/generic-corp/muster/store"
 )
@@ -28,6 +29,17 @@ func runBilling(ctx context.Context, c *cli, args []string) error {
 // newPusher makes the scheduler's pusher.
 func newPusher(cfg Config, system *store.System, log zerolog.Logger) (*billing.Pusher, error) {
 	return billing.New(billing.Config{System: system, SecretKey: cfg.StripeSecretKey, APIBase: cfg.StripeAPIBase, Log: log, Wait: nightWait})
+}
+
+// newWebhook makes what the API hands Stripe's events to; nil without a secret. Without a key of Stripe's only production
+// takes live events.
+func newWebhook(cfg Config, inbox billing.Inbox, log zerolog.Logger) (api.StripeEvents, error) {
+	if len(cfg.StripeWebhookSecrets) == 0 {
+		log.Warn().Msg("STRIPE_WEBHOOK_SECRET is not set: Stripe's events are answered 503")
+		return nil, nil
+	}
+	live := billing.LiveKey(cfg.StripeSecretKey) || (cfg.StripeSecretKey == "" && cfg.Env == "production")
+	return billing.NewWebhook(cfg.StripeWebhookSecrets, live, inbox)
 }
 
 // openBilling connects to the ledger and makes a pusher for one command.

@@ -39,8 +39,9 @@ type Config struct {
 
 	SigningKeys [][]byte // of access tokens, current first, at least 32 bytes each
 
-	StripeSecretKey string
-	StripeAPIBase   string // empty is Stripe's own
+	StripeSecretKey      string
+	StripeWebhookSecrets []string // of the endpoint, current first
+	StripeAPIBase        string   // empty is Stripe's own
 
 	AnthropicAPIKey, AnthropicBaseURL, AnthropicModel string
 	OpenAIAPIKey, OpenAIBaseURL, OpenAIModel          string
@@ -57,6 +58,7 @@ type Config struct {
 
 	LogLevel       zerolog.Level
 	TrustedProxies []netip.Prefix
+	AppDomain      string   // slug.AppDomain chooses a workspace's login
 	CORSOrigins    []string // whose pages may use the API in a browser
 }
 
@@ -91,6 +93,7 @@ var variables = []variable{
 	}},
 	{"JWT_SIGNING_KEYS", "", "hex or base64 of at least 32 bytes each, comma-separated, the current one first", true, "keys of access tokens", signingKeys},
 	{"STRIPE_SECRET_KEY", "", "sk_…", true, "Stripe's API key; without it no usage is pushed", text(func(c *Config) *string { return &c.StripeSecretKey })},
+	{"STRIPE_WEBHOOK_SECRET", "", "whsec_…, several comma-separated while one is rolled", true, "signing secrets of Stripe's webhook; without one it answers 503", webhookSecrets},
 	{"STRIPE_API_BASE", "", "an http or https URL", false, "another server that speaks Stripe's API", httpURL(func(c *Config) *string { return &c.StripeAPIBase })},
 	{"ANTHROPIC_API_KEY", "", "sk-ant-…", true, "turns the provider anthropic on", text(func(c *Config) *string { return &c.AnthropicAPIKey })},
 	{"ANTHROPIC_BASE_URL", "", "an http or https URL without /v1", false, "another server that speaks Anthropic's API", httpURL(func(c *Config) *string { return &c.AnthropicBaseURL })},
@@ -134,6 +137,13 @@ var variables = []variable{
 		level, err := zerolog.ParseLevel(v)
 		c.LogLevel = level
 		return err
+	}},
+	{"APP_DOMAIN", "", "a lower-case DNS name such as example.com", false, "the domain whose subdomains choose a workspace's login", func(c *Config, v string) error {
+		if api.CheckDomain(v) != nil {
+			return errWrong
+		}
+		c.AppDomain = v
+		return nil
 	}},
 	{"CORS_ORIGINS", "", "comma-separated origins such as https://app.example.com, without a path", false, "whose pages may use the API in a browser", corsOrigins},
 	{"TRUSTED_PROXIES", "", "comma-separated addresses or networks", false, "whose X-Forwarded-For, -Proto and -Host are believed", func(c *Config, v string) error {
@@ -335,6 +345,16 @@ func mailSender(c *Config, v string) error {
 		return errWrong
 	}
 	c.MailFrom = v
+	return nil
+}
+
+func webhookSecrets(c *Config, v string) error {
+	for _, secret := range strings.Split(v, ",") {
+		if secret = strings.TrimSpace(secret); !strings.HasPrefix(secret, "whsec_") || len(secret) == len("whsec_") {
+			return errWrong
+		}
+		c.StripeWebhookSecrets = append(c.StripeWebhookSecrets, secret)
+	}
 	return nil
 }
 

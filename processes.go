@@ -113,9 +113,14 @@ func runAPI(ctx context.Context, c *cli, args []string) error {
 		return err
 	}
 	defer closeMailer()
-	server, err := api.New(api.Config{Mailer: mailer, Store: store.NewAPI(db), Enqueuer: enqueuer{turns}, Canceler: canceler{rdb, log}, Redis: pinger{rdb},
+	ledger := store.NewAPI(db)
+	events, err := newWebhook(cfg, ledger, log)
+	if err != nil {
+		return err
+	}
+	server, err := api.New(api.Config{Mailer: mailer, StripeEvents: events, Store: ledger, Enqueuer: enqueuer{turns}, Canceler: canceler{rdb, log}, Redis: pinger{rdb},
 		RateLimits: limits, AddressFactor: addressFactor(cfg), SigningKeys: cfg.SigningKeys,
-		TrustedProxies: proxies, CORSOrigins: cfg.CORSOrigins, Production: cfg.Env == "production", Version: version(), Log: log})
+		TrustedProxies: proxies, CORSOrigins: cfg.CORSOrigins, AppDomain: cfg.AppDomain, Production: cfg.Env == "production", Version: version(), Log: log})
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,11 @@ type workspaceBody struct {
 	Name string `json:"name" required:"true" minLength:"1" maxLength:"100"`
 }
 
+type workspacePatch struct {
+	Name *string `json:"name" minLength:"1" maxLength:"100"`
+	Slug *string `json:"slug" maxLength:"63" description:"Chooses this workspace's login on a host of its own. A DNS label of at least 3 characters that no other workspace has; empty: none."`
+}
+
 type userJSON struct {
 	ID            string    `json:"id"`
 	Email         string    `json:"email"`
@@ -51,6 +56,7 @@ type limitsJSON struct {
 type workspaceJSON struct {
 	ID        string     `json:"id"`
 	Name      string     `json:"name"`
+	Slug      *string    `json:"slug" description:"The login's host is this and the service's domain; null: none."`
 	Plan      string     `json:"plan"`
 	Status    string     `json:"status" enum:"active,paused,deleting" description:"paused: accepts tasks, starts none."`
 	Limits    limitsJSON `json:"limits" description:"The plan's, or an operator's own."`
@@ -83,7 +89,7 @@ func workspaceOf(w store.Workspace) workspaceJSON {
 		status = "paused"
 	}
 	return workspaceJSON{
-		ID: store.FormatID(store.WorkspacePrefix, w.ID), Name: w.Name, Plan: w.Plan, Status: status,
+		ID: store.FormatID(store.WorkspacePrefix, w.ID), Name: w.Name, Slug: w.Slug, Plan: w.Plan, Status: status,
 		Limits: limitsJSON{AgentMS: w.QuotaMS, RequestsPerHour: w.RequestsPerHour, Concurrency: w.Concurrency, MaxWaiting: w.MaxWaiting,
 			MaxUsers: orNull(w.MaxUsers), ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD},
 		Settings: jsonObject{w.Settings}, CreatedAt: w.CreatedAt.UTC(),
@@ -142,7 +148,7 @@ func (s *Server) login(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	workspace, err := chosenWorkspace(body.WorkspaceID)
+	workspace, err := s.wanted(q, body.WorkspaceID)
 	if err != nil {
 		return answer{}, err
 	}
@@ -180,18 +186,6 @@ func (s *Server) checkPassword(q *request, email, password string) (user uuid.UU
 	return user, hash, nil
 }
 
-// chosenWorkspace reads the workspace that somebody signs in to; uuid.Nil when they leave it open.
-func chosenWorkspace(text string) (uuid.UUID, error) {
-	if text == "" {
-		return uuid.Nil, nil
-	}
-	ws, ok := store.ParseID(store.WorkspacePrefix, text)
-	if !ok {
-		return uuid.Nil, refuse(probNotFound, "no such workspace")
-	}
-	return ws, nil
-}
-
 func (s *Server) refresh(q *request) (answer, error) {
 	body, err := bind[refreshBody](q, nil)
 	if err != nil {
@@ -200,7 +194,7 @@ func (s *Server) refresh(q *request) (answer, error) {
 	if !strings.HasPrefix(body.RefreshToken, refreshPrefix) {
 		return answer{}, refuse(probUnauthorized, "the refresh token is unknown, used, expired or revoked")
 	}
-	workspace, err := chosenWorkspace(body.WorkspaceID)
+	workspace, err := s.wanted(q, body.WorkspaceID)
 	if err != nil {
 		return answer{}, err
 	}
@@ -269,21 +263,38 @@ func (s *Server) getWorkspace(q *request) (answer, error) {
 }
 
 func (s *Server) patchWorkspace(q *request) (answer, error) {
-	body, err := bind(q, func(b *workspaceBody, f *faults) {
-		if b.Name = strings.TrimSpace(b.Name); b.Name == "" {
-			f.wrong("name", "must not be empty")
+	body, err := bind(q, func(b *workspacePatch, f *faults) {
+		if b.Name != nil {
+			if *b.Name = strings.TrimSpace(*b.Name); *b.Name == "" {
+				f.wrong("name", "must not be empty")
+			}
+		}
+		if b.Slug != nil && *b.Slug != "" {
+			if fault := slugFault(*b.Slug); fault != "" {
+				f.wrong("slug", "%s", fault)
+			}
+		}
+		if b.Name == nil && b.Slug == nil {
+			f.wrong("name", "nothing is to change")
 		}
 	})
 	if err != nil {
 		return answer{}, err
 	}
 	return s.work(q, true, func(w *store.Work) (answer, error) {
-		changed, err := w.Rename(q.ctx, body.Name)
+		changed, err := w.Change(q.ctx, store.WorkspaceChange(body))
 		if err != nil {
 			return answer{}, err
 		}
+		details := map[string]any{}
+		if body.Name != nil {
+			details["name"] = *body.Name
+		}
+		if body.Slug != nil {
+			details["slug"] = *body.Slug
+		}
 		id := store.FormatID(store.WorkspacePrefix, w.Workspace)
-		return answer{status: http.StatusOK, body: workspaceOf(changed)}, q.audit(w, "workspace.update", id, map[string]any{"name": body.Name})
+		return answer{status: http.StatusOK, body: workspaceOf(changed)}, q.audit(w, "workspace.update", id, details)
 	})
 }
 

@@ -63,6 +63,7 @@ var (
 
 // routeLimits is what a route has beyond the usual.
 type routeLimits struct {
+	signed    bool    // nobody but the holder of a secret is served: requests that are refused count, against their address
 	unlimited bool    // orchestrators ask these all the time, and a 429 would take a good process out of service
 	closed    bool    // while Redis is away: this process's own limits, then 503. Otherwise its own limits, then served and counted
 	byTasks   bool    // a request weighs as much as it has tasks
@@ -73,6 +74,8 @@ type routeLimits struct {
 var tighter = map[string]routeLimits{
 	"GET /health": {unlimited: true},
 	"GET /ready":  {unlimited: true},
+
+	"POST /v1/billing/webhook": {signed: true}, // Stripe sends bursts, from few addresses
 
 	"POST /v1/auth/register": {closed: true, limits: []limit{
 		{"register", perAddress, 10, time.Hour},
@@ -114,7 +117,16 @@ func (l routeLimits) policy() ratelimit.Policy {
 // limitStranger counts a request whose credential is missing or bad against its address, and returns what it is answered:
 // refusal, or that there are too many.
 func (s *Server) limitStranger(c *gin.Context, refusal error) error {
-	if e, _ := classify(refusal); s.RateLimits == nil || e.status != http.StatusUnauthorized {
+	if e, _ := classify(refusal); e.status != http.StatusUnauthorized {
+		return refusal
+	}
+	return s.limitSender(c, refusal)
+}
+
+// limitSender counts a refused request against its address, and returns what it is answered: refusal, or that there are too
+// many.
+func (s *Server) limitSender(c *gin.Context, refusal error) error {
+	if s.RateLimits == nil {
 		return refusal
 	}
 	charge := s.charge(anonymousLimit, addressOf(c.ClientIP(), 32, 64))
@@ -128,7 +140,7 @@ func (s *Server) limitStranger(c *gin.Context, refusal error) error {
 // refuses by role or scope: it counts against the usual limits.
 func (s *Server) limit(q *request, whole bool) error {
 	rules := q.route.limits()
-	if s.RateLimits == nil || rules.unlimited {
+	if s.RateLimits == nil || rules.unlimited || rules.signed {
 		return nil
 	}
 	var charges []ratelimit.Charge

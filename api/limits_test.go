@@ -39,7 +39,10 @@ func TestTheTableOfLimitsIsComplete(t *testing.T) {
 	name := regexp.MustCompile(`^[a-z_]+$`)
 	for pattern, r := range known {
 		rules := r.limits()
-		if r.anonymous && r.method != http.MethodGet && (!rules.closed || len(rules.limits) == 0) {
+		if rules.signed != (pattern == "POST /v1/billing/webhook") {
+			t.Errorf("%s: signed is %v", pattern, rules.signed)
+		}
+		if r.anonymous && r.method != http.MethodGet && !rules.signed && (!rules.closed || len(rules.limits) == 0) {
 			t.Errorf("%s changes something without a credential: it needs a limit of its own, and to close without Redis", pattern)
 		}
 		if rules.unlimited && r.method != http.MethodGet {

@@ -26,6 +26,7 @@ var rights = map[string]string{
 	"POST /v1/auth/password/reset":  "anonymous",
 	"POST /v1/auth/email/verify":    "anonymous",
 	"POST /v1/invitations/accept":   "anonymous",
+	"POST /v1/billing/webhook":      "anonymous",
 	"POST /v1/auth/logout":          "viewer session",
 	"POST /v1/auth/password":        "viewer session",
 	"POST /v1/auth/email/send":      "viewer session",

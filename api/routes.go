@@ -68,6 +68,9 @@ var routes = []route{
 		details: "With the access token of the invited address's user: 200. Without a credential it makes the account: 201. Opens a session in the workspace.",
 		body:    acceptInvitationBody{}, answers: map[int]any{200: signInJSON{}, 201: signInJSON{}},
 		problems: []problem{probUnauthorized, probPlanLimit, probForbidden, probNotFound, probConflict}, handle: (*Server).acceptInvitation},
+	{method: http.MethodPost, path: "/v1/billing/webhook", anonymous: true, summary: "Take an event of Stripe's",
+		details: "Stripe's, signature required. Answers 200 once the event is kept, and to each repetition of it.",
+		params:  stripeWebhookParams{}, body: jsonObject{}, answers: map[int]any{200: nil}, handle: (*Server).receiveStripeEvent},
 
 	// Every member.
 	{method: http.MethodGet, path: "/v1/me", role: store.RoleViewer, summary: "Who sends this, where, with which rights",
@@ -160,8 +163,8 @@ var routes = []route{
 		body:    newInvitationBody{}, answers: map[int]any{201: newInvitationJSON{}}, problems: []problem{probConflict, probPlanLimit}, handle: (*Server).createInvitation},
 	{method: http.MethodDelete, path: "/v1/invitations/{id}", role: store.RoleOwner, scope: "members:write", idempotent: true, summary: "Withdraw an open invitation",
 		params: idParam{}, answers: map[int]any{204: nil}, handle: (*Server).deleteInvitation},
-	{method: http.MethodPatch, path: "/v1/workspace", role: store.RoleOwner, scope: "members:write", idempotent: true, summary: "Rename the workspace",
-		body: workspaceBody{}, answers: map[int]any{200: workspaceJSON{}}, handle: (*Server).patchWorkspace},
+	{method: http.MethodPatch, path: "/v1/workspace", role: store.RoleOwner, scope: "members:write", idempotent: true, summary: "Change the workspace's name or slug",
+		body: workspacePatch{}, answers: map[int]any{200: workspaceJSON{}}, problems: []problem{probConflict}, handle: (*Server).patchWorkspace},
 }
 
 // ginPath writes {id} as :id.

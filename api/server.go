@@ -46,18 +46,20 @@ type Pinger interface {
 // Config is what a Server needs. Store, Enqueuer, Canceler and SigningKeys are required; zero values of the others
 // are the defaults.
 type Config struct {
-	Store       *store.API
-	Enqueuer    Enqueuer
-	Canceler    Canceler
-	Redis       Pinger         // nil: /ready does not report Redis
-	Mailer      Mailer         // nil: no letters are sent, and passwords cannot be reset
-	RateLimits  RateLimits     // nil: nothing is limited
-	SigningKeys [][]byte       // of access tokens and cursors; current first, each at least 32 bytes
-	Log         zerolog.Logger // zero: nothing is logged
-	Version     string         // in OpenAPI; "dev"
+	Store        *store.API
+	Enqueuer     Enqueuer
+	Canceler     Canceler
+	Redis        Pinger         // nil: /ready does not report Redis
+	StripeEvents StripeEvents   // nil: Stripe's webhook is answered 503
+	Mailer       Mailer         // nil: no letters are sent, and passwords cannot be reset
+	RateLimits   RateLimits     // nil: nothing is limited
+	SigningKeys  [][]byte       // of access tokens and cursors; current first, each at least 32 bytes
+	Log          zerolog.Logger // zero: nothing is logged
+	Version      string         // in OpenAPI; "dev"
 
 	Production     bool     // tells browsers to come back over TLS only, whatever this connection is
 	TrustedProxies []string // addresses or CIDRs whose X-Forwarded-For, -Proto and -Host count; none
+	AppDomain      string   // slug.AppDomain chooses a workspace's login; empty: no host does
 	CORSOrigins    []string // origins whose pages may use the API in a browser; none
 	AddressFactor  int      // limits per address and network are multiplied by it; 1
 
@@ -153,6 +155,9 @@ func New(cfg Config) (*Server, error) {
 	trusted, err := parseProxies(cfg.TrustedProxies)
 	if err != nil {
 		return nil, fmt.Errorf("api configuration: %w", err)
+	}
+	if cfg.AppDomain != "" && CheckDomain(cfg.AppDomain) != nil {
+		return nil, fmt.Errorf("api configuration: app domain %q: %w", cfg.AppDomain, CheckDomain(cfg.AppDomain))
 	}
 	for _, origin := range cfg.CORSOrigins {
 		if err := CheckOrigin(origin); err != nil {

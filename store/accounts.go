@@ -94,10 +94,16 @@ func (a *API) Credentials(ctx context.Context, email string) (user uuid.UUID, pa
 	return row.ID, row.Hash, err
 }
 
-// Login opens a session of a user whose password was right, in one of their workspaces (uuid.Nil: the one they have
-// been in longest). A workspace they are not a member of is NotFound, exactly like an unknown one; Unauthorized when the
+// Wanted is the workspace that somebody signs in to: by id, by slug, or (zero) any of theirs.
+type Wanted struct {
+	ID   uuid.UUID
+	Slug string // counts when ID is uuid.Nil
+}
+
+// Login opens a session of a user whose password was right, in one of their workspaces (zero: the one they have been in
+// longest). A workspace they are not a member of is NotFound, exactly like an unknown one; Unauthorized when the
 // password is no longer the one whose hash was checked.
-func (a *API) Login(ctx context.Context, user uuid.UUID, checkedHash string, workspace uuid.UUID, s NewSession) (SignIn, error) {
+func (a *API) Login(ctx context.Context, user uuid.UUID, checkedHash string, workspace Wanted, s NewSession) (SignIn, error) {
 	var in SignIn
 	err := a.inAudited(ctx, Scope{User: user}, func(tx *sqlx.Tx, n *notes) error {
 		hash, err := lockUser(ctx, tx, user)
@@ -190,11 +196,21 @@ func (w *Work) workspace(ctx context.Context) (Workspace, error) {
 	return row, nil
 }
 
-// Rename gives the workspace another name (1..100 characters) and returns it as it is then.
-func (w *Work) Rename(ctx context.Context, name string) (Workspace, error) {
-	_, err := w.tx.ExecContext(ctx, `UPDATE workspaces SET name = $2, updated_at = now() WHERE id = $1`, w.Workspace, name)
+// WorkspaceChange is what owners change of a workspace; nil leaves a value.
+type WorkspaceChange struct {
+	Name *string // 1..100 characters
+	Slug *string // a DNS label of 3..63 characters; empty: none
+}
+
+// Change changes the workspace and returns it as it is then; Conflict when another one has the slug.
+func (w *Work) Change(ctx context.Context, c WorkspaceChange) (Workspace, error) {
+	_, err := w.tx.ExecContext(ctx, `UPDATE workspaces SET name = coalesce($2::text, name),
+			slug = CASE WHEN $3::text IS NULL THEN slug ELSE nullif($3::text, '') END, updated_at = now() WHERE id = $1`, w.Workspace, c.Name, c.Slug)
+	if violates(err, "workspaces_slug_key") {
+		return Workspace{}, refuse(Conflict, "another workspace has this slug")
+	}
 	if err != nil {
-		return Workspace{}, fmt.Errorf("rename workspace: %w", err)
+		return Workspace{}, fmt.Errorf("change workspace: %w", err)
 	}
 	return w.workspace(ctx)
 }

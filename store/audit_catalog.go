@@ -25,7 +25,7 @@ const tableGrants = `SELECT DISTINCT c.relname || ' by ' || coalesce(r.rolname, 
 var catalogChecks = []struct{ rule, query, fix string }{
 	{"a table with tenants' rows must have row-level security enabled and forced",
 		`SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'public'
-		WHERE c.relkind IN ('r', 'p') AND NOT (c.relrowsecurity AND c.relforcerowsecurity) AND (c.relname IN ('users', 'workspaces')
+		WHERE c.relkind IN ('r', 'p') AND NOT (c.relrowsecurity AND c.relforcerowsecurity) AND (c.relname IN ('users', 'workspaces', 'stripe_events')
 			OR EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname IN ('workspace_id', 'user_id') AND NOT a.attisdropped))`,
 		"ALTER TABLE %s ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY"},
 	{"a login role must be neither superuser nor able to bypass row-level security, nor create roles or databases",

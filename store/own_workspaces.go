@@ -93,14 +93,15 @@ func (w *Work) found(ctx context.Context, user uuid.UUID, name string) error {
 	return nil
 }
 
-// chooseWorkspace finds where the user signs in: the wanted workspace, or (uuid.Nil) the one that they have been in
+// chooseWorkspace finds where the user signs in: the wanted workspace, or (zero) the one that they have been in
 // longest. Somebody who was removed from their last one gets a new one of their own: their address is registered, so
 // they could not come back otherwise. The scope must be the user's.
-func chooseWorkspace(ctx context.Context, tx *sqlx.Tx, n *notes, user, wanted uuid.UUID, by By) (uuid.UUID, error) {
+func chooseWorkspace(ctx context.Context, tx *sqlx.Tx, n *notes, user uuid.UUID, wanted Wanted, by By) (uuid.UUID, error) {
 	var ws uuid.UUID
-	err := tx.GetContext(ctx, &ws, `SELECT workspace_id FROM members WHERE user_id = $1 AND ($2::uuid IS NULL OR workspace_id = $2)
-		ORDER BY created_at, workspace_id LIMIT 1`, user, uuid.NullUUID{UUID: wanted, Valid: wanted != uuid.Nil})
-	if errors.Is(err, sql.ErrNoRows) && wanted == uuid.Nil {
+	err := tx.GetContext(ctx, &ws, `SELECT m.workspace_id FROM members m JOIN workspaces w ON w.id = m.workspace_id
+		WHERE m.user_id = $1 AND CASE WHEN $2::uuid IS NOT NULL THEN w.id = $2 WHEN $3::text <> '' THEN w.slug = $3 ELSE true END
+		ORDER BY m.created_at, m.workspace_id LIMIT 1`, user, uuid.NullUUID{UUID: wanted.ID, Valid: wanted.ID != uuid.Nil}, wanted.Slug)
+	if errors.Is(err, sql.ErrNoRows) && wanted == (Wanted{}) {
 		fresh := &Work{Workspace: NewID(), tx: tx, notes: n}
 		if err := fresh.found(ctx, user, "My workspace"); err != nil {
 			return uuid.Nil, err

@@ -83,7 +83,7 @@ var tenantTables = map[string]tenantTable{
 var seedOrder = []string{"users", "workspaces", "workspace_load", "members", "sessions", "audit_heads"}
 
 // sharedTables belong to no workspace.
-var sharedTables = []string{"audit_nights", "goose_db_version", "leaders", "push_runs", "workers"}
+var sharedTables = []string{"audit_nights", "goose_db_version", "leaders", "push_runs", "stripe_events", "workers"}
 
 // tenants is a database with one row of each of two workspaces in every table.
 type tenants struct {

@@ -59,11 +59,11 @@ func (w *Work) addRefreshToken(ctx context.Context, session uuid.UUID, hash []by
 
 var errRefresh = &Error{Kind: Unauthorized, Message: "the refresh token is unknown, used, expired or revoked"}
 
-// Refresh takes the refresh token with this SHA-256 and continues its session with the next one, or, when workspace is
-// another one than the session's (uuid.Nil: the same), ends it and opens one there. A token that was used before
+// Refresh takes the refresh token with this SHA-256 and continues its session with the next one, or, when wanted is
+// another one than the session's (zero: the same), ends it and opens one there. A token that was used before
 // revokes its session; that, an unknown, an expired and a revoked one are the same Unauthorized. A workspace that the
 // user is no member of is NotFound, and the token is not spent then.
-func (a *API) Refresh(ctx context.Context, presented []byte, workspace uuid.UUID, s NewSession) (SignIn, error) {
+func (a *API) Refresh(ctx context.Context, presented []byte, wanted Wanted, s NewSession) (SignIn, error) {
 	var in SignIn
 	refused := false // kept outside the error, because the revocation must commit
 	err := a.inAudited(ctx, Scope{Credential: presented}, func(tx *sqlx.Tx, n *notes) error {
@@ -83,6 +83,10 @@ func (a *API) Refresh(ctx context.Context, presented []byte, workspace uuid.UUID
 			return err
 		}
 		w := &Work{Workspace: token.Workspace, tx: tx, notes: n}
+		workspace, err := w.wantedBy(ctx, token.Session, wanted)
+		if err != nil {
+			return err
+		}
 		if workspace == uuid.Nil || workspace == token.Workspace {
 			in, refused, err = w.refresh(ctx, token.Session, presented, s)
 		} else {
@@ -94,6 +98,29 @@ func (a *API) Refresh(ctx context.Context, presented []byte, workspace uuid.UUID
 		err = errRefresh
 	}
 	return in, err
+}
+
+// wantedBy is the wanted workspace of the session's user. A slug that is none of theirs becomes an id that is nobody's, so
+// that it goes the way of a foreign workspace's.
+func (w *Work) wantedBy(ctx context.Context, session uuid.UUID, wanted Wanted) (uuid.UUID, error) {
+	if wanted.ID != uuid.Nil || wanted.Slug == "" {
+		return wanted.ID, nil
+	}
+	var user, workspace uuid.UUID
+	if err := w.tx.GetContext(ctx, &user, `SELECT user_id FROM sessions WHERE workspace_id = $1 AND id = $2`, w.Workspace, session); err != nil {
+		return uuid.Nil, fmt.Errorf("read session: %w", err)
+	}
+	if err := (Scope{User: user}).apply(ctx, w.tx); err != nil {
+		return uuid.Nil, err
+	}
+	workspace, err := chooseWorkspace(ctx, w.tx, w.notes, user, wanted, By{})
+	if KindOf(err) == NotFound {
+		workspace, err = NewID(), nil
+	}
+	if err != nil {
+		return uuid.Nil, err
+	}
+	return workspace, (Scope{Workspace: w.Workspace}).apply(ctx, w.tx)
 }
 
 // refresh continues the session.

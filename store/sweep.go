@@ -276,7 +276,7 @@ func (s *System) Resign(ctx context.Context, name string, me uuid.UUID) error {
 const sweepBatch = 5000
 
 // Sweep removes what has served: workers that left a day ago, idempotency keys older than keep (at least 24 h by
-// contract), sessions that ended a month ago. What it did stands when ctx ends; the next round goes on.
+// contract), sessions that ended and Stripe events that were handled a month ago, unhandled ones after 180 days. What it did stands when ctx ends; the next round goes on.
 func (s *System) Sweep(ctx context.Context, keepKeys time.Duration) error {
 	const ended = `least(s.expires_at, coalesce(s.revoked_at, s.expires_at)) < now() - interval '30 days'`
 	const itsTokens = `(SELECT 1 FROM refresh_tokens r WHERE r.workspace_id = s.workspace_id AND r.session_id = s.id)`
@@ -291,6 +291,8 @@ func (s *System) Sweep(ctx context.Context, keepKeys time.Duration) error {
 		{"old refresh tokens", `DELETE FROM refresh_tokens r USING (SELECT workspace_id, id FROM sessions s WHERE ` + ended + ` AND EXISTS ` + itsTokens + ` LIMIT $1) s
 			WHERE r.workspace_id = s.workspace_id AND r.session_id = s.id`, nil},
 		{"old sessions", `DELETE FROM sessions WHERE (workspace_id, id) IN (SELECT workspace_id, id FROM sessions s WHERE ` + ended + ` AND NOT EXISTS ` + itsTokens + ` LIMIT $1)`, nil},
+		{"old stripe events", `DELETE FROM stripe_events WHERE id IN (SELECT id FROM stripe_events WHERE handled_at < now() - interval '30 days'
+			OR received_at < now() - interval '180 days' LIMIT $1)`, nil},
 	} {
 		for n := int64(1); n > 0; {
 			done, err := s.db.ExecContext(ctx, q.sql, append([]any{sweepBatch}, q.args...)...)

@@ -17,6 +17,7 @@ import (
 type Workspace struct {
 	ID                     uuid.UUID       `db:"id"`
 	Name                   string          `db:"name"`
+	Slug                   *string         `db:"slug"` // chooses the login on a host of its own; nil: none
 	Plan                   string          `db:"plan"`
 	Status                 string          `db:"status"`
 	RequestsPerHour        int             `db:"requests_per_hour"`
@@ -40,7 +41,7 @@ type Workspace struct {
 	NeedsVerifiedEmail     bool            `db:"needs_verified_email"`
 }
 
-const workspaceQuery = `SELECT w.id, w.name, w.plan, w.status, w.requests_per_hour, w.max_users, w.provider_budget_microusd,
+const workspaceQuery = `SELECT w.id, w.name, w.slug, w.plan, w.status, w.requests_per_hour, w.max_users, w.provider_budget_microusd,
 		w.stripe_customer_id, w.stripe_subscription_id, w.settings, w.created_at, l.queue, l.cap, l.max_waiting, l.waiting, l.paused, l.quota_ms, l.models, w.needs_verified_email,
 		greatest(l.period, ` + currentPeriod + `) AS period, CASE WHEN l.period < ` + currentPeriod + ` THEN 0 ELSE l.used_ms END AS used_ms,
 		r.running, r.reserved_ms
