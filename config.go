@@ -56,6 +56,9 @@ type Config struct {
 	SMTPURL  string // of the mail server; empty: no letters are sent
 	MailFrom string // their sender
 
+	VerifiedEmail *bool               // workspaces whose plan says so need an owner with a proved address; nil: when SMTPURL is set
+	PlanModels    map[string][]string // by plan: the models it allows, instead of its own
+
 	LogLevel       zerolog.Level
 	TrustedProxies []netip.Prefix
 	AppDomain      string   // slug.AppDomain chooses a workspace's login
@@ -128,6 +131,15 @@ var variables = []variable{
 	}},
 	{"SMTP_URL", "", "smtp://user:password@host:587 (STARTTLS) or smtps://user:password@host:465", true, "the mail server; without it no letters are sent and passwords cannot be reset", mailServer},
 	{"MAIL_FROM", "", "an email address, with a name or without", false, "the sender of letters", mailSender},
+	{"REQUIRE_VERIFIED_EMAIL", "", "true or false", false, "a Free workspace runs no task before an owner has proved their address; true when SMTP_URL is set", func(c *Config, v string) error {
+		required, err := strconv.ParseBool(v)
+		if err != nil {
+			return errWrong
+		}
+		c.VerifiedEmail = &required
+		return nil
+	}},
+	{"PLAN_MODELS", "", "PLAN=MODEL,MODEL… with PLAN=… of others behind a semicolon", false, "the models that tasks of a plan may run on, instead of the plan's own", planModels},
 	{"LOG_LEVEL", "info", "debug, info, warn or error", false, "what is logged", func(c *Config, v string) error {
 		switch v {
 		case "debug", "info", "warn", "error":
@@ -202,6 +214,7 @@ func loadConfig(getenv func(string) string, overrides map[string]string, require
 	if c.SMTPURL != "" && c.MailFrom == "" {
 		mistakes = append(mistakes, "MAIL_FROM is not set; want an email address, because SMTP_URL is set")
 	}
+	mistakes = append(mistakes, c.mailMistakes(needed["JWT_SIGNING_KEYS"])...)
 	if c.Env == "production" {
 		mistakes = append(mistakes, c.weaknesses()...)
 	}

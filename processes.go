@@ -86,6 +86,9 @@ func runAPI(ctx context.Context, c *cli, args []string) error {
 		return err
 	}
 	log := c.logger(cfg, "api")
+	if err := cfg.allowModels(); err != nil {
+		return err
+	}
 	db, err := openLedger(ctx, cfg.DatabaseURL, "DATABASE_URL", apiConns, log)
 	if err != nil {
 		return err
@@ -118,7 +121,7 @@ func runAPI(ctx context.Context, c *cli, args []string) error {
 	if err != nil {
 		return err
 	}
-	server, err := api.New(api.Config{Mailer: mailer, StripeEvents: events, Store: ledger, Enqueuer: enqueuer{turns}, Canceler: canceler{rdb, log}, Redis: pinger{rdb},
+	server, err := api.New(api.Config{Mailer: mailer, VerifiedEmail: cfg.requiresVerifiedEmail(), StripeEvents: events, Store: ledger, Enqueuer: enqueuer{turns}, Canceler: canceler{rdb, log}, Redis: pinger{rdb},
 		RateLimits: limits, AddressFactor: addressFactor(cfg), SigningKeys: cfg.SigningKeys,
 		TrustedProxies: proxies, CORSOrigins: cfg.CORSOrigins, AppDomain: cfg.AppDomain, Production: cfg.Env == "production", Version: version(), Log: log})
 	if err != nil {

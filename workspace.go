@@ -64,6 +64,9 @@ func (c *cli) openSystem(ctx context.Context) (*store.System, Config, func(), er
 	if err != nil {
 		return nil, cfg, nil, err
 	}
+	if err := cfg.allowModels(); err != nil {
+		return nil, cfg, nil, err
+	}
 	db, err := store.Open(ctx, cfg.SystemDatabaseURL, 4)
 	if err != nil {
 		return nil, cfg, nil, err
@@ -123,6 +126,8 @@ type workspaceJSON struct {
 	RequestsPerHour        int       `json:"requests_per_hour"`
 	MaxUsers               int       `json:"max_users"`
 	ProviderBudgetMicroUSD int64     `json:"provider_budget_microusd"`
+	Models                 []string  `json:"models"` // empty: all
+	NeedsVerifiedEmail     bool      `json:"needs_verified_email"`
 	StripeCustomer         *string   `json:"stripe_customer"`
 	StripeSubscription     *string   `json:"stripe_subscription"`
 	CreatedAt              time.Time `json:"created_at"`
@@ -133,6 +138,7 @@ func showWorkspace(w store.Workspace) workspaceJSON {
 		Paused: w.Paused, Concurrency: w.Concurrency, Running: w.Running, Waiting: w.Waiting, MaxWaiting: w.MaxWaiting,
 		Period: w.Period.Format("2006-01"), QuotaMS: w.QuotaMS, UsedMS: w.UsedMS, ReservedMS: w.ReservedMS,
 		RequestsPerHour: w.RequestsPerHour, MaxUsers: w.MaxUsers, ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD,
+		Models: append([]string{}, w.Models...), NeedsVerifiedEmail: w.NeedsVerifiedEmail,
 		StripeCustomer: w.StripeCustomerID, StripeSubscription: w.StripeSubscriptionID, CreatedAt: w.CreatedAt.UTC()}
 }
 
@@ -234,6 +240,11 @@ func (c *cli) showOne(ctx context.Context, system *store.System, ws uuid.UUID, a
 		store.FormatID(store.WorkspacePrefix, w.ID), printable(w.Name), w.Plan, w.Queue, paused, w.Running, w.Concurrency, w.Waiting, w.MaxWaiting)
 	fmt.Fprintf(tw, "agent time %s\t%d ms used, %d reserved, of %d\nrequests per hour\t%d\nStripe customer\t%s\nStripe subscription\t%s\n",
 		w.Period.Format("2006-01"), w.UsedMS, w.ReservedMS, w.QuotaMS, w.RequestsPerHour, orNone(w.StripeCustomerID), orNone(w.StripeSubscriptionID))
+	models := "all"
+	if len(w.Models) > 0 {
+		models = strings.Join(w.Models, ", ")
+	}
+	fmt.Fprintf(tw, "models\t%s\nneeds a proved address\t%t\n", models, w.NeedsVerifiedEmail)
 	return tw.Flush()
 }
 
@@ -264,7 +275,7 @@ func workspaceSetPlan(ctx context.Context, c *cli, args []string) error {
 }
 
 func workspaceSetLimit(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster workspace set-limit WS NAME=VALUE… ("+strings.Join(store.LimitNames(), ", ")+")", flag.ContinueOnError)
+	set := flag.NewFlagSet("muster workspace set-limit WS NAME=VALUE… ("+strings.Join(store.LimitNames(), ", ")+", models=PATTERN,PATTERN…)", flag.ContinueOnError)
 	asJSON := set.Bool("json", false, "print the workspace as JSON")
 	positional, err := c.flags(set, args, 2, -1)
 	if err != nil {
@@ -275,8 +286,17 @@ func workspaceSetLimit(ctx context.Context, c *cli, args []string) error {
 		return err
 	}
 	values := map[string]int64{}
+	var models *[]string
 	for _, pair := range positional[1:] {
-		name, text, _ := strings.Cut(pair, "=")
+		name, text, given := strings.Cut(pair, "=")
+		if name == "models" && given {
+			list, err := modelList(text)
+			if err != nil {
+				return misuse("%v", err)
+			}
+			models = &list
+			continue
+		}
 		v, err := strconv.ParseInt(text, 10, 64)
 		if err != nil {
 			return misuse("%q; want NAME=VALUE with a whole number", pair)
@@ -284,7 +304,7 @@ func workspaceSetLimit(ctx context.Context, c *cli, args []string) error {
 		values[name] = v
 	}
 	return c.changeWorkspace(ctx, ws, *asJSON, func(s *store.System) ([]store.Turn, error) {
-		return s.SetLimits(ctx, ws, values, operator())
+		return s.Override(ctx, ws, values, models, operator())
 	})
 }
 

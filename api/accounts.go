@@ -45,12 +45,14 @@ type userJSON struct {
 }
 
 type limitsJSON struct {
-	AgentMS                int64 `json:"agent_ms" description:"Agent time per UTC month, milliseconds."`
-	RequestsPerHour        int   `json:"requests_per_hour"`
-	Concurrency            int   `json:"concurrency" description:"Tasks that run at once."`
-	MaxWaiting             int   `json:"max_waiting" description:"Tasks that wait at once, scheduled ones included."`
-	MaxUsers               *int  `json:"max_users" description:"null: unlimited."`
-	ProviderBudgetMicroUSD int64 `json:"provider_budget_microusd" description:"Model cost per UTC month."`
+	AgentMS                int64    `json:"agent_ms" description:"Agent time per UTC month, milliseconds."`
+	RequestsPerHour        int      `json:"requests_per_hour"`
+	Concurrency            int      `json:"concurrency" description:"Tasks that run at once."`
+	MaxWaiting             int      `json:"max_waiting" description:"Tasks that wait at once, scheduled ones included."`
+	MaxUsers               *int     `json:"max_users" description:"null: unlimited."`
+	ProviderBudgetMicroUSD int64    `json:"provider_budget_microusd" description:"Model cost per UTC month."`
+	Models                 []string `json:"models" description:"The models that tasks may run on: provider/model, * at the end stands for anything. Empty: all."`
+	NeedsVerifiedEmail     bool     `json:"needs_verified_email" description:"Where the service asks for it, an owner must have proved their address before the first task."`
 }
 
 type workspaceJSON struct {
@@ -91,7 +93,7 @@ func workspaceOf(w store.Workspace) workspaceJSON {
 	return workspaceJSON{
 		ID: store.FormatID(store.WorkspacePrefix, w.ID), Name: w.Name, Slug: w.Slug, Plan: w.Plan, Status: status,
 		Limits: limitsJSON{AgentMS: w.QuotaMS, RequestsPerHour: w.RequestsPerHour, Concurrency: w.Concurrency, MaxWaiting: w.MaxWaiting,
-			MaxUsers: orNull(w.MaxUsers), ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD},
+			MaxUsers: orNull(w.MaxUsers), ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD, Models: orEmpty(w.Models), NeedsVerifiedEmail: w.NeedsVerifiedEmail},
 		Settings: jsonObject{w.Settings}, CreatedAt: w.CreatedAt.UTC(),
 	}
 }

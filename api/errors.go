@@ -36,6 +36,7 @@ var (
 	probBadRequest       = problem{http.StatusBadRequest, "bad_request", "The request could not be read"}
 	probUnauthorized     = problem{http.StatusUnauthorized, "unauthorized", "No or bad credential"}
 	probPlanLimit        = problem{http.StatusPaymentRequired, "plan_limit", "The plan does not include this"}
+	probEmailUnverified  = problem{http.StatusForbidden, "email_unverified", "No owner has proved their address"}
 	probForbidden        = problem{http.StatusForbidden, "forbidden", "The role or scope is too small"}
 	probNotFound         = problem{http.StatusNotFound, "not_found", "Not found"}
 	probMethodNotAllowed = problem{http.StatusMethodNotAllowed, "method_not_allowed", "Method not allowed"}

@@ -11,11 +11,9 @@ import (
 	"time"
 
 	"github.com/gin-gonic/gin"
-	"github.com/google/uuid"
 	"github.com/ulule/limiter/v3"
 
 	"github.com/generic-corp/muster/api/ratelimit"
-	"github.com/generic-corp/muster/store"
 )
 
 // Which limits a request counts against. All of them are checked and counted together: a request is counted by each or by
@@ -147,10 +145,11 @@ func (s *Server) limit(q *request, whole bool) error {
 	if q.id == nil {
 		charges = append(charges, s.charge(anonymousLimit, addressOf(q.gin.ClientIP(), 32, 64)))
 	} else {
-		hourly, err := s.requestsPerHour(q.gin.Request.Context(), q.id.Workspace)
+		allowance, err := s.allowance(q.gin.Request.Context(), q.id.Workspace)
 		if err != nil {
 			return err
 		}
+		hourly := int64(allowance.RequestsPerHour)
 		weight := int64(1)
 		if rules.byTasks {
 			weight = max(1, tasksIn(q.body))
@@ -206,24 +205,6 @@ func addressOf(ip string, bits4, bits6 int) string {
 	}
 	prefix, _ := addr.Prefix(bits) // fails only for bits out of range
 	return prefix.String()
-}
-
-// requestsPerHour reads the workspace's limit, through a cache of seconds.
-func (s *Server) requestsPerHour(ctx context.Context, ws uuid.UUID) (int64, error) {
-	if n, ok := s.hourly.Get(ws); ok {
-		return n, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
-	defer cancel()
-	n, err := s.Store.RequestsPerHour(ctx, ws)
-	if store.KindOf(err) == store.NotFound {
-		return 0, errBadCredential // erased since the credential was believed
-	}
-	if err != nil {
-		return 0, err
-	}
-	s.hourly.Add(ws, int64(n))
-	return int64(n), nil
 }
 
 // take asks, tells the client how its limits stand, and makes a refusal of one.

@@ -46,16 +46,17 @@ type Pinger interface {
 // Config is what a Server needs. Store, Enqueuer, Canceler and SigningKeys are required; zero values of the others
 // are the defaults.
 type Config struct {
-	Store        *store.API
-	Enqueuer     Enqueuer
-	Canceler     Canceler
-	Redis        Pinger         // nil: /ready does not report Redis
-	StripeEvents StripeEvents   // nil: Stripe's webhook is answered 503
-	Mailer       Mailer         // nil: no letters are sent, and passwords cannot be reset
-	RateLimits   RateLimits     // nil: nothing is limited
-	SigningKeys  [][]byte       // of access tokens and cursors; current first, each at least 32 bytes
-	Log          zerolog.Logger // zero: nothing is logged
-	Version      string         // in OpenAPI; "dev"
+	Store         *store.API
+	Enqueuer      Enqueuer
+	Canceler      Canceler
+	Redis         Pinger         // nil: /ready does not report Redis
+	StripeEvents  StripeEvents   // nil: Stripe's webhook is answered 503
+	Mailer        Mailer         // nil: no letters are sent, and passwords cannot be reset
+	RateLimits    RateLimits     // nil: nothing is limited
+	SigningKeys   [][]byte       // of access tokens and cursors; current first, each at least 32 bytes
+	Log           zerolog.Logger // zero: nothing is logged
+	Version       string         // in OpenAPI; "dev"
+	VerifiedEmail bool           // workspaces whose plan says so need an owner with a proved address before they run tasks
 
 	Production     bool     // tells browsers to come back over TLS only, whatever this connection is
 	TrustedProxies []string // addresses or CIDRs whose X-Forwarded-For, -Proto and -Host count; none
@@ -122,8 +123,8 @@ type Server struct {
 	tokens    *tokens
 	cursors   cursors
 	passwords *passwords
-	believed  *expirable.LRU[[32]byte, identity] // credentials checked a moment ago
-	hourly    *expirable.LRU[uuid.UUID, int64]   // requests per hour of workspaces, read a moment ago
+	believed  *expirable.LRU[[32]byte, identity]         // credentials checked a moment ago
+	allowed   *expirable.LRU[uuid.UUID, store.Allowance] // of workspaces, read a moment ago
 	backstage *backstage
 	waiters   chan struct{}
 	closing   chan struct{}
@@ -144,7 +145,7 @@ func New(cfg Config) (*Server, error) {
 		cursors:   newCursors(cfg.SigningKeys),
 		passwords: newPasswords(cfg.MaxHashes),
 		believed:  expirable.NewLRU[[32]byte, identity](10_000, nil, time.Duration(cfg.CredentialMS)*time.Millisecond),
-		hourly:    expirable.NewLRU[uuid.UUID, int64](10_000, nil, time.Duration(cfg.CredentialMS)*time.Millisecond),
+		allowed:   expirable.NewLRU[uuid.UUID, store.Allowance](10_000, nil, time.Duration(cfg.CredentialMS)*time.Millisecond),
 		waiters:   make(chan struct{}, cfg.MaxWaiters),
 		closing:   make(chan struct{}),
 	}

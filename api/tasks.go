@@ -79,6 +79,13 @@ func (s *Server) submit(q *request, w *store.Work, bodies []newTaskBody, at func
 	for i := range bodies {
 		names[i], tasks[i] = bodies[i].Agent, bodies[i].task(q.id)
 	}
+	models := make([]string, len(bodies))
+	for i := range bodies {
+		models[i] = bodies[i].Model
+	}
+	if err := s.mayRun(q, w, models...); err != nil {
+		return nil, err
+	}
 	unknown, err := w.UnknownAgents(q.ctx, names)
 	if err != nil {
 		return nil, err
@@ -221,6 +228,13 @@ func (s *Server) retryTask(q *request) (answer, error) {
 		return answer{}, err
 	}
 	return s.work(q, true, func(w *store.Work) (answer, error) {
+		model, err := w.ModelOf(q.ctx, id)
+		if err != nil {
+			return answer{}, err
+		}
+		if err := s.mayRun(q, w, model); err != nil {
+			return answer{}, err
+		}
 		if err := w.Retry(q.ctx, id); err != nil {
 			return answer{}, err
 		}

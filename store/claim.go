@@ -48,6 +48,7 @@ type ClaimedTask struct {
 	Prompt     string          `db:"prompt"`
 	Input      json.RawMessage `db:"input"`
 	TimeoutMS  int             `db:"timeout_ms"`
+	Models     pq.StringArray  `db:"models"`      // that the workspace may use now, see AllowsModel
 	ReservedMS int             `db:"reserved_ms"` // the deadline; less than TimeoutMS when the quota allowed no more
 }
 
@@ -169,7 +170,8 @@ func insertLeases(ctx context.Context, tx *sqlx.Tx, admitted []admission) ([]Cla
 }
 
 // claimedColumns select a ClaimedTask from a lease l and its task t.
-const claimedColumns = `t.workspace_id, t.id, l.id AS lease, l.attempt, t.crashes, t.agent, t.model, t.prompt, t.input, t.timeout_ms, l.reserved_ms`
+const claimedColumns = `t.workspace_id, t.id, l.id AS lease, l.attempt, t.crashes, t.agent, t.model, t.prompt, t.input, t.timeout_ms, l.reserved_ms,
+	(SELECT w.models FROM workspace_load w WHERE w.workspace_id = l.workspace_id) AS models`
 
 // ownClaims finds the claims that were committed before and only their answer got lost.
 func ownClaims(ctx context.Context, tx *sqlx.Tx, claims []*Claim) (map[uuid.UUID]*Claimed, error) {

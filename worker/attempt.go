@@ -179,7 +179,7 @@ func (w *Worker) runAgent(ctx context.Context, t store.ClaimedTask) (result agen
 	if model == "" || model == "auto" {
 		model = persona.Model
 	}
-	return w.cfg.Runner.Run(ctx, agent.Task{Instructions: persona.Instructions, Prompt: t.Prompt, Input: t.Input, Model: model},
+	return w.cfg.Runner.Run(ctx, agent.Task{Instructions: persona.Instructions, Prompt: t.Prompt, Input: t.Input, Model: model, Models: t.Models},
 		&recorder{worker: w, task: t})
 }
 

@@ -28,7 +28,7 @@ const (
 
 // Router says where a model can be asked for; *provider.Router is one.
 type Router interface {
-	Route(model string) ([]provider.Target, error)
+	Route(model string, allowed []string) ([]provider.Target, error)
 }
 
 // Prices says what calls cost; *provider.Prices is one.
@@ -54,6 +54,7 @@ type Task struct {
 	Prompt       string          // must not be blank
 	Input        json.RawMessage // shown before the prompt unless it is empty, null or {}
 	Model        string          // as provider.Router takes it; "" means auto
+	Models       []string        // that it may run on, as store.Plan.Models; empty: all
 }
 
 // Usage is what an attempt used, failed calls included. The token counts are disjoint.
@@ -117,7 +118,7 @@ func (s *session) run(ctx context.Context, t Task) (text string, truncated bool,
 	if strings.TrimSpace(t.Prompt) == "" {
 		return "", false, &Error{Code: CodeInvalidRequest, Message: "the prompt is empty", Billable: true}
 	}
-	if s.targets, err = s.Router.Route(t.Model); err != nil {
+	if s.targets, err = s.Router.Route(t.Model, t.Models); err != nil {
 		return "", false, s.failed(err)
 	}
 	first := provider.Message{Role: provider.RoleUser, Content: userMessage(t)}

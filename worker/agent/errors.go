@@ -15,6 +15,7 @@ const (
 	CodeInvalidRequest  = "invalid_request"   // the service refused the request
 	CodeTooLarge        = "request_too_large" // likewise, for its size
 	CodeUnknownModel    = "unknown_model"
+	CodeModelNotAllowed = "model_not_allowed" // the workspace's plan does not have it any more
 	CodeRefused         = "refused"           // the model declined
 	CodeNoOutput        = "no_output"         // all tokens used, nothing written
 	CodeInvalidToolCall = "invalid_tool_call" // a tool that does not exist
@@ -72,6 +73,8 @@ func (s *session) failed(err error) *Error {
 		code = CodeTooLarge
 	case provider.CodeUnknownModel:
 		code = CodeUnknownModel
+	case provider.CodeModelNotAllowed:
+		code = CodeModelNotAllowed
 	}
 	return &Error{Code: code, Message: e.Message, Billable: true, Err: err}
 }

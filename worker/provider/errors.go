@@ -28,19 +28,20 @@ const (
 
 // Codes of an Error, stable: they are stored with each call.
 const (
-	CodeRateLimited   = "rate_limited"           // 429
-	CodeOverloaded    = "provider_overloaded"    // 503, 529
-	CodeFailed        = "provider_failed"        // other 5xx, 408, 409, 425
-	CodeTimeout       = "provider_timeout"       // it did not answer in time
-	CodeCut           = "provider_cut"           // the connection broke after the request was on its way
-	CodeUnreachable   = "provider_unreachable"   // no connection: refused, DNS, TLS
-	CodeBadResponse   = "bad_response"           // 200, but not an answer
-	CodeAuth          = "provider_auth"          // 401, 403: the operator's credentials
-	CodeQuota         = "provider_quota"         // the operator's account has no credit left
-	CodeMisconfigured = "provider_misconfigured" // a redirect: the base URL is wrong
-	CodeInvalid       = "invalid_request"        // 400, 422 and the like
-	CodeTooLarge      = "request_too_large"      // 413
-	CodeUnknownModel  = "unknown_model"          // 404, or nothing that is configured
+	CodeRateLimited     = "rate_limited"           // 429
+	CodeOverloaded      = "provider_overloaded"    // 503, 529
+	CodeFailed          = "provider_failed"        // other 5xx, 408, 409, 425
+	CodeTimeout         = "provider_timeout"       // it did not answer in time
+	CodeCut             = "provider_cut"           // the connection broke after the request was on its way
+	CodeUnreachable     = "provider_unreachable"   // no connection: refused, DNS, TLS
+	CodeBadResponse     = "bad_response"           // 200, but not an answer
+	CodeAuth            = "provider_auth"          // 401, 403: the operator's credentials
+	CodeQuota           = "provider_quota"         // the operator's account has no credit left
+	CodeMisconfigured   = "provider_misconfigured" // a redirect: the base URL is wrong
+	CodeInvalid         = "invalid_request"        // 400, 422 and the like
+	CodeTooLarge        = "request_too_large"      // 413
+	CodeUnknownModel    = "unknown_model"          // 404, or nothing that is configured
+	CodeModelNotAllowed = "model_not_allowed"      // the workspace may not use it
 )
 
 // Error is a failed call. Message is safe to show to the customer: bounded, without keys or account names.

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/generic-corp/muster/store"
 )
 
 // ErrNoProvider: nothing is configured, so no task could run.
@@ -113,10 +115,12 @@ func NewRouter(targets ...Target) (*Router, error) {
 func (r *Router) Targets() []Target { return slices.Clone(r.targets) }
 
 // Route returns the targets to try for a model, in order, at least one: all of them for auto, one for a provider's
-// name or for "provider/model". Its error is a permanent *Error with CodeUnknownModel.
-func (r *Router) Route(model string) ([]Target, error) {
+// name or for "provider/model". Only models that allowed has (as store.Plan.Models; empty: all) are among them: where a
+// provider's default is not, the first of its models that allowed names takes its place. Its error is a permanent *Error
+// with CodeUnknownModel or CodeModelNotAllowed.
+func (r *Router) Route(model string, allowed []string) ([]Target, error) {
 	if model == "" || model == Auto {
-		return r.Targets(), nil
+		return among(r.targets, allowed)
 	}
 	name, exact, named := strings.Cut(model, "/")
 	for _, t := range r.targets {
@@ -124,7 +128,10 @@ func (r *Router) Route(model string) ([]Target, error) {
 			continue
 		}
 		if !named {
-			return []Target{t}, nil
+			return among([]Target{t}, allowed)
+		}
+		if !store.AllowsModel(allowed, model) {
+			return nil, notAllowed(allowed)
 		}
 		if validModel(exact) {
 			return []Target{{t.Provider, exact}}, nil
@@ -132,6 +139,32 @@ func (r *Router) Route(model string) ([]Target, error) {
 	}
 	return nil, &Error{Kind: Permanent, Code: CodeUnknownModel,
 		Message: fmt.Sprintf("the model %q is not available: use %s", clean(model, ""), r.choices())}
+}
+
+// among makes the targets of providers: each with its default model, or the first that allowed names.
+func among(targets []Target, allowed []string) ([]Target, error) {
+	var fit []Target
+	for _, t := range targets {
+		prefix := t.Provider.Name() + "/"
+		if store.AllowsModel(allowed, prefix+t.Model) {
+			fit = append(fit, t)
+			continue
+		}
+		for _, pattern := range allowed {
+			if name, ours := strings.CutPrefix(pattern, prefix); ours && !strings.HasSuffix(name, "*") {
+				fit = append(fit, Target{t.Provider, name})
+				break
+			}
+		}
+	}
+	if len(fit) == 0 {
+		return nil, notAllowed(allowed)
+	}
+	return fit, nil
+}
+
+func notAllowed(allowed []string) error {
+	return &Error{Kind: Permanent, Code: CodeModelNotAllowed, Message: "the workspace's plan does not allow this model; it allows " + strings.Join(allowed, ", ")}
 }
 
 func (r *Router) choices() string {

@@ -39,7 +39,7 @@ func TestRoutes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			targets, err := r.Route(c.model)
+			targets, err := r.Route(c.model, nil)
 			var got []string
 			for _, x := range targets {
 				got = append(got, x.Provider.Name()+":"+x.Model)
