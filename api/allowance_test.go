@@ -43,7 +43,7 @@ func TestAFreeWorkspaceNeedsAProvedAddress(t *testing.T) {
 	free.post("/v1/tasks", one).problem(probEmailUnverified)
 
 	token, hash := newToken(verifyPrefix)
-	if _, due, err := w.store.AskVerification(t.Context(), free.user, hash); err != nil || !due {
+	if _, due, err := w.store.AskVerification(t.Context(), free.user, hash, store.By{}); err != nil || !due {
 		t.Fatal(due, err)
 	}
 	w.anonymous().post("/v1/auth/email/verify", map[string]any{"token": token}).want(204)

@@ -36,10 +36,10 @@ func TestTasks(t *testing.T) {
 	t.Run("EverythingAskedForIsKept", func(t *testing.T) {
 		c := w.owner("")
 		at := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
-		r := c.post("/v1/tasks", map[string]any{"prompt": "x", "agent": "yuki", "model": "anthropic/claude-x", "priority": -7, "timeout_seconds": 12,
+		r := c.post("/v1/tasks", map[string]any{"prompt": "x", "agent": "yuki", "model": "anthropic/claude-haiku-5-5", "priority": -7, "timeout_seconds": 12,
 			"max_attempts": 5, "run_at": at, "metadata": map[string]string{"ticket": "42"}, "input": map[string]any{"deep": []any{1, "two", nil, map[string]any{}}}}).want(202)
 		got := c.get("/v1/tasks/" + r.str("id")).want(200)
-		for path, want := range map[string]any{"status": "scheduled", "agent": "yuki", "model": "anthropic/claude-x", "priority": -7.0,
+		for path, want := range map[string]any{"status": "scheduled", "agent": "yuki", "model": "anthropic/claude-haiku-5-5", "priority": -7.0,
 			"timeout_seconds": 12.0, "max_attempts": 5.0, "run_at": at.Format(time.RFC3339), "metadata.ticket": "42", "input.deep.1": "two",
 			"waiting.reason": "scheduled", "waiting.position": nil} {
 			if got := got.at(path); got != want {
