@@ -16,7 +16,8 @@ import (
 // Redis, and a turn that cannot be delivered is issued anew by the scheduler.
 type Enqueuer struct {
 	client  *asynq.Client
-	turns   chan Turn
+	news    *announcer
+	turns   chan queued
 	wg      sync.WaitGroup
 	log     zerolog.Logger
 	dropped atomic.Int64
@@ -24,6 +25,12 @@ type Enqueuer struct {
 
 	mu     sync.RWMutex // held for reading while turns is given something
 	closed bool
+}
+
+// queued is a turn on its way to Redis.
+type queued struct {
+	Turn
+	newcomer bool
 }
 
 const (
@@ -34,7 +41,7 @@ const (
 
 // NewEnqueuer starts the senders on a connection that the caller keeps and closes after Close.
 func NewEnqueuer(rdb redis.UniversalClient, log zerolog.Logger) *Enqueuer {
-	e := &Enqueuer{client: asynq.NewClientFromRedisClient(rdb), turns: make(chan Turn, enqueueBuffer), log: log}
+	e := &Enqueuer{client: asynq.NewClientFromRedisClient(rdb), news: newAnnouncer(rdb), turns: make(chan queued, enqueueBuffer), log: log}
 	for range enqueueSenders {
 		e.wg.Add(1)
 		go e.send()
@@ -42,9 +49,14 @@ func NewEnqueuer(rdb redis.UniversalClient, log zerolog.Logger) *Enqueuer {
 	return e
 }
 
-// Enqueue takes turns and returns at once. When more wait than it keeps, which means that Redis has been away for a
-// while, and after Close, it drops them and counts.
-func (e *Enqueuer) Enqueue(turns ...Turn) {
+// Enqueue takes turns of workspaces that come to the line and returns at once. When more wait than it keeps, which means
+// that Redis has been away for a while, and after Close, it drops them and counts.
+func (e *Enqueuer) Enqueue(turns ...Turn) { e.take(true, turns) }
+
+// Requeue is Enqueue for workspaces that go back to the line's end behind a task of theirs.
+func (e *Enqueuer) Requeue(turns ...Turn) { e.take(false, turns) }
+
+func (e *Enqueuer) take(newcomers bool, turns []Turn) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	if e.closed { // by whom a process that stops could not wait for
@@ -53,7 +65,7 @@ func (e *Enqueuer) Enqueue(turns ...Turn) {
 	}
 	for _, t := range turns {
 		select {
-		case e.turns <- t:
+		case e.turns <- queued{t, newcomers}:
 		default:
 			e.drop(1, errors.New("too many turns wait for redis"))
 		}
@@ -66,20 +78,25 @@ func (e *Enqueuer) Dropped() int64 { return e.dropped.Load() }
 // Close sends what is left, for at most a few seconds.
 func (e *Enqueuer) Close() {
 	e.mu.Lock()
-	if !e.closed {
-		e.closed = true
-		close(e.turns)
+	if e.closed {
+		e.mu.Unlock()
+		return
 	}
+	e.closed = true
+	close(e.turns)
 	e.mu.Unlock()
 	e.wg.Wait()
+	e.news.close()
 }
 
 func (e *Enqueuer) send() {
 	defer e.wg.Done()
 	for t := range e.turns {
-		if err := e.enqueue(t); err != nil {
+		if err := e.enqueue(t.Turn); err != nil {
 			e.drop(1+e.clear(), err)
+			continue
 		}
+		e.news.note(t.Queue, t.newcomer)
 	}
 }
 

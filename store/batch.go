@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -193,17 +194,11 @@ func workspacesIn(batch []*op) []uuid.UUID {
 
 // runBatch applies finishes, then claims, over all workspaces of the batch.
 func runBatch(ctx context.Context, tx *sqlx.Tx, batch []*op) error {
-	var claims, repeated []*Claim
 	var finishes []*Finish
 	for _, o := range batch {
 		o.claimed, o.finished = nil, nil
-		switch {
-		case o.finish != nil:
+		if o.finish != nil {
 			finishes = append(finishes, o.finish)
-		case o.again:
-			repeated = append(repeated, o.claim)
-		default:
-			claims = append(claims, o.claim)
 		}
 	}
 	loads, err := lockLoads(ctx, tx, workspacesIn(batch))
@@ -213,6 +208,25 @@ func runBatch(ctx context.Context, tx *sqlx.Tx, batch []*op) error {
 	byID := make(map[uuid.UUID]*load, len(loads))
 	for _, l := range loads {
 		byID[l.Workspace] = l
+	}
+	n := &notes{}
+	finished, err := finishAll(ctx, tx, n, byID, finishes)
+	if err != nil {
+		return err
+	}
+	var claims, repeated []*Claim
+	for _, o := range batch {
+		claim := o.claim
+		if o.finish != nil && finished[o.finish.Lease].Accepted {
+			claim = o.finish.Next
+		}
+		switch {
+		case claim == nil:
+		case o.again:
+			repeated = append(repeated, claim)
+		default:
+			claims = append(claims, claim)
+		}
 	}
 	own := map[uuid.UUID]*Claimed{}
 	if len(repeated) > 0 {
@@ -225,11 +239,6 @@ func runBatch(ctx context.Context, tx *sqlx.Tx, batch []*op) error {
 			}
 		}
 	}
-	n := &notes{}
-	finished, err := finishAll(ctx, tx, n, byID, finishes)
-	if err != nil {
-		return err
-	}
 	claimed, turns, err := claimAll(ctx, tx, loads, claims)
 	if err != nil {
 		return err
@@ -237,6 +246,7 @@ func runBatch(ctx context.Context, tx *sqlx.Tx, batch []*op) error {
 	if err := n.append(ctx, tx, nil); err != nil {
 		return err
 	}
+	maps.Copy(claimed, own)
 	next := make(map[uuid.UUID]*Turn, len(turns))
 	for _, t := range turns {
 		next[t.Workspace] = &t
@@ -252,10 +262,11 @@ func runBatch(ctx context.Context, tx *sqlx.Tx, batch []*op) error {
 		if o.finish != nil {
 			o.finished = finished[o.finish.Lease]
 			o.finished.Turn = turn
-		} else {
-			if o.claimed = own[o.claim.Lease]; o.claimed == nil {
-				o.claimed = claimed[o.claim.Lease]
+			if o.finish.Next != nil {
+				o.finished.Next = claimed[o.finish.Next.Lease]
 			}
+		} else {
+			o.claimed = claimed[o.claim.Lease]
 			o.claimed.Turn = turn
 		}
 		next[ws] = nil // one member enqueues it

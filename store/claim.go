@@ -14,8 +14,9 @@ import (
 // row's lock, within the cap and the quota, the best task of the moment.
 type Claim struct {
 	Workspace uuid.UUID
-	Turn      uuid.UUID // as delivered
-	Lease     uuid.UUID // fresh and random, chosen before asking, so that a repeated claim is recognised as one's own
+	Turn      uuid.UUID   // as delivered; uuid.Nil in Finish.Next, where a slot goes on without one
+	Lease     uuid.UUID   // fresh and random, chosen before asking, so that a repeated claim is recognised as one's own
+	More      []uuid.UUID // leases for further tasks that may start beside it: nobody else waits for these slots
 	Worker    uuid.UUID
 }
 
@@ -32,8 +33,9 @@ const (
 // Claimed is the answer to a Claim.
 type Claimed struct {
 	Outcome ClaimOutcome
-	Task    ClaimedTask // when won
-	Turn    *Turn       // to enqueue: the workspace's next
+	Task    ClaimedTask   // when won
+	More    []ClaimedTask // what was won for Claim.More
+	Turn    *Turn         // to enqueue: the workspace's next
 }
 
 // ClaimedTask is what a worker needs to run an attempt.
@@ -66,23 +68,32 @@ func claimAll(ctx context.Context, tx *sqlx.Tx, loads []*load, claims []*Claim) 
 	var current []*Claim
 	for _, c := range claims {
 		l := byID[c.Workspace]
-		if l == nil || l.Turn == nil || *l.Turn != c.Turn {
+		goesOn := c.Turn == uuid.Nil
+		if l == nil || !goesOn && (l.Turn == nil || *l.Turn != c.Turn) {
 			results[c.Lease] = &Claimed{Outcome: ClaimStale}
 			continue
 		}
 		results[c.Lease] = &Claimed{Outcome: ClaimEmpty}
-		l.withdraw() // the turn is used, whatever it finds
+		if !goesOn {
+			l.withdraw() // the turn is used, whatever it finds
+		}
 		current = append(current, c)
+	}
+	wanted := make(map[uuid.UUID]int, len(current)) // tasks, per workspace
+	most := 0
+	for _, c := range current {
+		wanted[c.Workspace] += 1 + len(c.More)
+		most = max(most, wanted[c.Workspace])
 	}
 	var open []*load
 	for _, l := range loads {
-		if l.Turn == nil && l.hasRoom() {
+		if (l.Turn == nil || wanted[l.Workspace] > 0) && l.hasRoom() {
 			open = append(open, l)
 		}
 	}
 	var turns []Turn
 	if len(open) > 0 {
-		best, err := peek(ctx, tx, open, 2) // one to run and one more, to know whether to stand in line again
+		best, err := peek(ctx, tx, open, most+1) // one more than can run, to know whether to stand in line again
 		if err != nil {
 			return nil, nil, err
 		}
@@ -96,27 +107,26 @@ func claimAll(ctx context.Context, tx *sqlx.Tx, loads []*load, claims []*Claim) 
 	return results, turns, saveLoads(ctx, tx, loads)
 }
 
-// admission is one claim about to be leased.
+// admission is one lease about to be given.
 type admission struct {
 	claim *Claim
+	lease uuid.UUID // one of the claim's
 	load  *load
 	task  runnable
 	ms    int // reserved
 }
 
-// admit leases the best task of each claim's workspace and takes it off best. A worker that has been declared dead
+// admit leases the best tasks of each claim's workspace and takes them off best. A worker that has been declared dead
 // gets nothing.
 func admit(ctx context.Context, tx *sqlx.Tx, loads map[uuid.UUID]*load, best map[uuid.UUID][]runnable, claims []*Claim, results map[uuid.UUID]*Claimed) error {
 	var admitted []admission
 	for _, c := range claims {
-		l, candidates := loads[c.Workspace], best[c.Workspace]
-		if len(candidates) == 0 || !l.hasRoom() {
-			continue
-		}
-		if ms := l.reservation(candidates[0].TimeoutMS); ms > 0 {
-			a := admission{claim: c, load: l, task: candidates[0], ms: ms}
-			best[c.Workspace] = candidates[1:]
-			a.count(1)
+		for _, lease := range append([]uuid.UUID{c.Lease}, c.More...) {
+			a, ok := loads[c.Workspace].next(best)
+			if !ok {
+				break
+			}
+			a.claim, a.lease = c, lease
 			admitted = append(admitted, a)
 		}
 	}
@@ -127,17 +137,38 @@ func admit(ctx context.Context, tx *sqlx.Tx, loads map[uuid.UUID]*load, best map
 	if err != nil {
 		return err
 	}
-	for _, t := range won {
-		results[t.Lease].Outcome, results[t.Lease].Task = ClaimWon, t
-	}
-	for _, a := range admitted {
-		if r := results[a.claim.Lease]; r.Outcome != ClaimWon {
+	for i := len(admitted) - 1; i >= 0; i-- {
+		a := admitted[i]
+		r := results[a.claim.Lease]
+		t, ok := won[a.lease]
+		switch {
+		case !ok:
 			r.Outcome = ClaimDead
 			a.count(-1)
 			best[a.claim.Workspace] = append([]runnable{a.task}, best[a.claim.Workspace]...)
+		case a.lease == a.claim.Lease:
+			r.Outcome, r.Task = ClaimWon, t
+		default:
+			r.More = append(r.More, t)
 		}
 	}
 	return nil
+}
+
+// next admits the best task of the workspace, if it has one, room and quota. The last task is left to a turn that is out.
+func (l *load) next(best map[uuid.UUID][]runnable) (a admission, ok bool) {
+	candidates := best[l.Workspace]
+	if len(candidates) == 0 || l.Turn != nil && len(candidates) == 1 || !l.hasRoom() {
+		return a, false
+	}
+	ms := l.reservation(candidates[0].TimeoutMS)
+	if ms == 0 {
+		return a, false
+	}
+	a = admission{load: l, task: candidates[0], ms: ms}
+	best[l.Workspace] = candidates[1:]
+	a.count(1)
+	return a, true
 }
 
 func (a admission) count(n int) {
@@ -146,16 +177,17 @@ func (a admission) count(n int) {
 	a.load.Waiting -= n
 }
 
-func insertLeases(ctx context.Context, tx *sqlx.Tx, admitted []admission) ([]ClaimedTask, error) {
+// insertLeases returns what was won by lease.
+func insertLeases(ctx context.Context, tx *sqlx.Tx, admitted []admission) (map[uuid.UUID]ClaimedTask, error) {
 	n := len(admitted)
 	workspaces, tasks, leases, workers := make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n)
 	attempts, reserved := make([]int64, n), make([]int64, n)
 	for i, a := range admitted {
-		workspaces[i], tasks[i], leases[i], workers[i] = a.claim.Workspace, a.task.Task, a.claim.Lease, a.claim.Worker
+		workspaces[i], tasks[i], leases[i], workers[i] = a.load.Workspace, a.task.Task, a.lease, a.claim.Worker
 		attempts[i], reserved[i] = int64(a.task.Attempt+1), int64(a.ms)
 	}
-	var won []ClaimedTask
-	err := tx.SelectContext(ctx, &won, `WITH l AS (
+	var rows []ClaimedTask
+	err := tx.SelectContext(ctx, &rows, `WITH l AS (
 			INSERT INTO leases (workspace_id, task_id, id, worker_id, attempt, reserved_ms)
 			SELECT v.* FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::int[])
 				AS v (workspace_id, task_id, id, worker_id, attempt, reserved_ms)
@@ -165,6 +197,10 @@ func insertLeases(ctx context.Context, tx *sqlx.Tx, admitted []admission) ([]Cla
 		pq.Array(workspaces), pq.Array(tasks), pq.Array(leases), pq.Array(workers), pq.Array(attempts), pq.Array(reserved))
 	if err != nil {
 		return nil, fmt.Errorf("insert leases: %w", err)
+	}
+	won := make(map[uuid.UUID]ClaimedTask, len(rows))
+	for _, t := range rows {
+		won[t.Lease] = t
 	}
 	return won, nil
 }
@@ -177,17 +213,31 @@ const claimedColumns = `t.workspace_id, t.id, l.id AS lease, l.attempt, t.crashe
 func ownClaims(ctx context.Context, tx *sqlx.Tx, claims []*Claim) (map[uuid.UUID]*Claimed, error) {
 	var workspaces, leases []uuid.UUID
 	for _, c := range claims {
-		workspaces, leases = append(workspaces, c.Workspace), append(leases, c.Lease)
+		workspaces, leases = append(workspaces, c.Workspace), append(append(leases, c.Lease), c.More...)
 	}
-	var own []ClaimedTask
-	err := tx.SelectContext(ctx, &own, `SELECT `+claimedColumns+` FROM leases l JOIN tasks t ON t.workspace_id = l.workspace_id AND t.id = l.task_id
+	var rows []ClaimedTask
+	err := tx.SelectContext(ctx, &rows, `SELECT `+claimedColumns+` FROM leases l JOIN tasks t ON t.workspace_id = l.workspace_id AND t.id = l.task_id
 		WHERE l.workspace_id = ANY($1) AND l.id = ANY($2)`, pq.Array(workspaces), pq.Array(leases))
 	if err != nil {
 		return nil, fmt.Errorf("recognise repeated claims: %w", err)
 	}
+	own := make(map[uuid.UUID]ClaimedTask, len(rows))
+	for _, t := range rows {
+		own[t.Lease] = t
+	}
 	found := make(map[uuid.UUID]*Claimed, len(own))
-	for _, t := range own {
-		found[t.Lease] = &Claimed{Outcome: ClaimWon, Task: t}
+	for _, c := range claims {
+		first, ok := own[c.Lease]
+		if !ok {
+			continue // the first is given before the others
+		}
+		r := &Claimed{Outcome: ClaimWon, Task: first}
+		for _, lease := range c.More {
+			if t, ok := own[lease]; ok {
+				r.More = append(r.More, t)
+			}
+		}
+		found[c.Lease] = r
 	}
 	return found, nil
 }

@@ -37,6 +37,10 @@ type Finish struct {
 	Error     *TaskError      // why not, otherwise
 	Usage     AttemptUsage
 
+	// Next, when not nil, asks for the workspace's next task in the same transaction: the slot goes on with it, without a
+	// turn. It is answered when the finish is accepted.
+	Next *Claim
+
 	// CustomerFault: a Failed attempt is billable only when the customer's own input was at fault.
 	CustomerFault bool
 }
@@ -54,10 +58,11 @@ type AttemptUsage struct {
 
 // Finished is what became of a Finish.
 type Finished struct {
-	Accepted bool   // false: refused (fenced), the lease had been taken away
-	Status   string // the task's status afterwards, when accepted
-	Turn     *Turn  // to enqueue
-	Notice   int    // 80 or 100: that share of the quota was passed by this finish, for the first time this period
+	Accepted bool     // false: refused (fenced), the lease had been taken away
+	Status   string   // the task's status afterwards, when accepted
+	Next     *Claimed // the answer to Finish.Next
+	Turn     *Turn    // to enqueue
+	Notice   int      // 80 or 100: that share of the quota was passed by this finish, for the first time this period
 }
 
 // Crash limits: from the second crash on a task waits before it runs again, so that it meets other neighbours, and the

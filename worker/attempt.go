@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/hibiken/asynq"
 	"github.com/rs/zerolog"
 
 	"github.com/generic-corp/muster/jobs"
@@ -35,6 +34,7 @@ func (f RunnerFunc) Run(ctx context.Context, t agent.Task, calls agent.Recorder)
 type attempt struct {
 	task uuid.UUID
 	won  bool                    // the ledger has answered that the lease is ours
+	ctx  context.Context         // the agent's, without a deadline
 	stop context.CancelCauseFunc // with one of the causes below
 }
 
@@ -43,7 +43,6 @@ var (
 	errCanceled  = errors.New("canceled by the customer")
 	errHandBack  = errors.New("the worker is leaving")
 	errLeaseLost = fmt.Errorf("taken away: %w", agent.ErrLeaseLost)
-	errDraining  = errors.New("the worker is draining")
 )
 
 const (
@@ -52,58 +51,6 @@ const (
 	askAgainMax   = 2 * time.Second
 	ignoreLimit   = 10 * time.Second // an agent that ignores its deadline for so long makes its worker unfit
 )
-
-// serve handles one delivery of a turn: claim, run, finish. An error means that the ledger could not be reached, and
-// Asynq delivers the turn again.
-func (w *Worker) serve(l *lane, t *asynq.Task) error {
-	turn, err := jobs.ParseTurn(t.Payload())
-	if err != nil {
-		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
-	}
-	select {
-	case l.slots <- struct{}{}:
-		defer func() { <-l.slots }()
-	case <-w.draining:
-		return errDraining
-	}
-	select {
-	case <-w.draining: // again, because a select of two ready cases is random: drain may have counted this slot as free
-		return errDraining
-	default:
-	}
-	w.cfg.Metrics.running.Inc()
-	defer w.cfg.Metrics.running.Dec()
-
-	// Not Asynq's context: it ends when Redis is away for 30 s, and the agent must not.
-	ctx, stop := context.WithCancelCause(context.Background())
-	defer stop(nil)
-	lease, a := uuid.New(), &attempt{stop: stop}
-	w.mu.Lock()
-	w.attempts[lease] = a
-	w.mu.Unlock()
-	defer func() {
-		w.mu.Lock()
-		delete(w.attempts, lease)
-		w.mu.Unlock()
-	}()
-
-	claimed, err := w.claim(&store.Claim{Workspace: turn.Workspace, Turn: turn.ID, Lease: lease, Worker: *w.id.Load()})
-	if err != nil {
-		w.cfg.Log.Warn().Err(err).Stringer("workspace", turn.Workspace).Msg("claim failed; the turn will be delivered again")
-		return err
-	}
-	w.cfg.Metrics.claims.WithLabelValues(string(claimed.Outcome)).Inc()
-	w.enqueue(claimed.Turn)
-	if claimed.Outcome != store.ClaimWon {
-		return nil
-	}
-	w.cfg.Metrics.pickup.Observe(max(0, time.Since(turn.IssuedAt).Seconds())) // two clocks
-	w.mu.Lock()
-	a.task, a.won = claimed.Task.ID, true
-	w.mu.Unlock()
-	w.finish(w.run(ctx, claimed.Task), claimed.Task)
-	return nil
-}
 
 // claim asks until the ledger's answer is known, for a while: a claim whose answer got lost may have been granted.
 // What is granted all the same is found by the beat and handed back.
@@ -212,18 +159,19 @@ func (w *Worker) explain(ctx context.Context, t store.ClaimedTask, err error, f 
 }
 
 // finish books the attempt. The result is kept, and asked to be taken again, until the ledger has taken or refused it:
-// whatever else the ledger answers (a failover, a schema that is not there yet) says nothing about the result.
-func (w *Worker) finish(f *store.Finish, t store.ClaimedTask) {
+// whatever else the ledger answers (a failover, a schema that is not there yet) says nothing about the result. It returns
+// the answer to f.Next.
+func (w *Worker) finish(f *store.Finish, t store.ClaimedTask) (next *store.Claimed) {
 	log := w.taskLog(t)
 	r, err := w.cfg.Fleet.Finish(context.Background(), f, false)
 	for pause, told := askAgain, false; err != nil; pause = min(2*pause, askAgainMax) {
 		switch {
 		case errors.Is(err, store.ErrClosed): // this process ends without an answer; the scheduler takes the task back
 			log.Warn().Err(err).Msg("the result is lost with this process")
-			return
+			return nil
 		case store.BadData(err) && f.Error == resultRefused:
 			log.Error().Err(err).Msg("finish failed; the beat will hand the task back")
-			return
+			return nil
 		case store.BadData(err):
 			log.Error().Err(err).Msg("the result cannot be stored")
 			f.Outcome, f.Result, f.Error = store.Failed, nil, resultRefused
@@ -238,7 +186,7 @@ func (w *Worker) finish(f *store.Finish, t store.ClaimedTask) {
 	if !r.Accepted {
 		w.cfg.Metrics.refused.Inc()
 		log.Warn().Msg("the finish was refused: the lease had been taken away")
-		return
+		return nil
 	}
 	w.cfg.Metrics.attempts.WithLabelValues(string(f.Outcome)).Inc()
 	w.cfg.Metrics.duration.WithLabelValues(string(f.Outcome)).Observe(float64(f.Usage.AgentMS) / 1000)
@@ -246,11 +194,12 @@ func (w *Worker) finish(f *store.Finish, t store.ClaimedTask) {
 		log.Warn().Int("percent", r.Notice).Msg("the workspace has passed this share of its agent time")
 	}
 	log.Info().Str("outcome", string(f.Outcome)).Str("status", r.Status).Int64("agent_ms", f.Usage.AgentMS).Msg("attempt ended")
+	return r.Next
 }
 
 func (w *Worker) enqueue(t *store.Turn) {
 	if t != nil {
-		w.cfg.Enqueuer.Enqueue(jobs.Turn(*t))
+		w.cfg.Enqueuer.Requeue(jobs.Turn(*t))
 	}
 }
 

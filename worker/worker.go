@@ -11,6 +11,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,8 +47,9 @@ type Config struct {
 	Weights map[string]int
 	Strict  bool
 
-	// CheckInterval is how long an idle worker sleeps between two looks at empty queues, the mean; 0 is 10 ms. Times
-	// the number of workers it is the fleet's load on an idle Redis.
+	// CheckInterval is how long an idle worker sleeps between two looks at empty queues; 0 is 250 ms. Turns are announced,
+	// so it only matters when an announcement got lost. The number of workers divided by it is the fleet's load on an
+	// idle Redis.
 	CheckInterval time.Duration
 
 	// DrainTimeout is how long a stopping worker lets its agents run on before it hands them back; 0 hands back at once.
@@ -75,7 +78,8 @@ type Worker struct {
 // lane is one Asynq server with slots of its own.
 type lane struct {
 	server *asynq.Server
-	slots  chan struct{}
+	slots  *slots
+	gate   *gate
 }
 
 // New prepares a worker; Run starts it.
@@ -84,7 +88,7 @@ func New(cfg Config) *Worker {
 		cfg.Weights = DefaultWeights
 	}
 	if cfg.CheckInterval <= 0 {
-		cfg.CheckInterval = 10 * time.Millisecond
+		cfg.CheckInterval = 250 * time.Millisecond
 	}
 	w := &Worker{cfg: cfg, draining: make(chan struct{}), unfit: make(chan string, 1),
 		attempts: map[uuid.UUID]*attempt{}, strays: map[uuid.UUID]bool{}}
@@ -99,12 +103,14 @@ func New(cfg Config) *Worker {
 	return w
 }
 
-func (w *Worker) newLane(slots int, queues map[string]int) *lane {
-	return &lane{slots: make(chan struct{}, slots), server: asynq.NewServerFromRedisClient(w.cfg.Redis, asynq.Config{
-		Concurrency:              slots,
+func (w *Worker) newLane(size int, queues map[string]int) *lane {
+	l := &lane{slots: newSlots(size)}
+	l.gate = newGate(w.cfg.Redis, l.slots, slices.Collect(maps.Keys(queues)), w.cfg.CheckInterval, w.draining)
+	l.server = asynq.NewServerFromRedisClient(l.gate, asynq.Config{
+		Concurrency:              size,
 		Queues:                   queues,
 		StrictPriority:           w.cfg.Strict,
-		TaskCheckInterval:        w.cfg.CheckInterval,
+		TaskCheckInterval:        asynqTick,
 		DelayedTaskCheckInterval: time.Second,
 		// A turn only fails when the ledger could not be reached: come back soon, and never give it up for that.
 		RetryDelayFunc:  func(int, error, *asynq.Task) time.Duration { return time.Second },
@@ -112,7 +118,8 @@ func (w *Worker) newLane(slots int, queues map[string]int) *lane {
 		ShutdownTimeout: time.Second, // by then we have drained ourselves
 		Logger:          AsynqLogger(w.cfg.Log),
 		LogLevel:        asynq.WarnLevel,
-	})}
+	})
+	return l
 }
 
 // ErrUnfit: the worker stopped by itself because an agent ignored its deadline. Whoever started it should start
@@ -132,8 +139,15 @@ func (w *Worker) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	loops.Go(func() { w.beatLoop(background) })
 	loops.Go(func() { jobs.SubscribeCancels(background, w.cfg.Redis, w.stopTask) })
+	loops.Go(func() {
+		jobs.WatchTurns(background, w.cfg.Redis, func(queue string, newcomer bool) {
+			for _, l := range w.lanes {
+				l.gate.announce(queue, newcomer)
+			}
+		})
+	})
 	for _, l := range w.lanes {
-		if err := l.server.Start(asynq.HandlerFunc(func(_ context.Context, t *asynq.Task) error { return w.serve(l, t) })); err != nil {
+		if err := l.server.Start(asynq.HandlerFunc(func(ctx context.Context, t *asynq.Task) error { return w.serve(ctx, l, t) })); err != nil {
 			return fmt.Errorf("start taking turns: %w", err)
 		}
 	}
@@ -184,32 +198,18 @@ func (w *Worker) drain() bool {
 	return w.waitEmpty(handBackGrace)
 }
 
-// waitEmpty takes every slot: when it holds them all, nothing runs.
+// waitEmpty waits until nothing runs.
 func (w *Worker) waitEmpty(limit time.Duration) bool {
-	deadline := time.NewTimer(limit)
-	defer deadline.Stop()
-	taken := make([]int, len(w.lanes))
-	defer func() {
-		for i, l := range w.lanes {
-			for range taken[i] {
-				<-l.slots
-			}
-		}
-	}()
-	for i, l := range w.lanes {
-		for taken[i] < cap(l.slots) {
-			select {
-			case l.slots <- struct{}{}:
-				taken[i]++
-			case <-deadline.C:
-				return false
-			}
+	deadline := time.Now().Add(limit)
+	for _, l := range w.lanes {
+		if !l.slots.waitEmpty(time.Until(deadline)) {
+			return false
 		}
 	}
 	return true
 }
 
-// running counts agents that run now. Slots would not tell: a drain takes those that are free.
+// running counts agents that run now.
 func (w *Worker) running() int { return len(w.known()) }
 
 // AsynqLogger passes Asynq's own warnings and errors on to log.
