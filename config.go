@@ -121,7 +121,7 @@ var variables = []variable{
 		}
 		return nil
 	}},
-	{"WORKER_POLL_INTERVAL", "10ms", "a duration from 1ms to 1s", false, "how often an idle worker looks at its queues", func(c *Config, v string) error {
+	{"WORKER_POLL_INTERVAL", "250ms", "a duration from 1ms to 1s", false, "how often an idle worker looks at its queues by itself; turns are announced", func(c *Config, v string) error {
 		d, err := time.ParseDuration(v)
 		if err != nil || d < time.Millisecond || d > time.Second {
 			return errWrong
