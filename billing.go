@@ -28,7 +28,7 @@ func runBilling(ctx context.Context, c *cli, args []string) error {
 
 // newPusher makes the scheduler's pusher.
 func newPusher(cfg Config, system *store.System, log zerolog.Logger) (*billing.Pusher, error) {
-	return billing.New(billing.Config{System: system, SecretKey: cfg.StripeSecretKey, APIBase: cfg.StripeAPIBase, Log: log, Wait: nightWait})
+	return billing.New(billing.Config{System: system, SecretKey: string(cfg.StripeSecretKey), APIBase: cfg.StripeAPIBase, Log: log, Wait: nightWait})
 }
 
 // newWebhook makes what the API hands Stripe's events to; nil without a secret. Without a key of Stripe's only production
@@ -38,8 +38,12 @@ func newWebhook(cfg Config, inbox billing.Inbox, log zerolog.Logger) (api.Stripe
 		log.Warn().Msg("STRIPE_WEBHOOK_SECRET is not set: Stripe's events are answered 503")
 		return nil, nil
 	}
-	live := billing.LiveKey(cfg.StripeSecretKey) || (cfg.StripeSecretKey == "" && cfg.Env == "production")
-	return billing.NewWebhook(cfg.StripeWebhookSecrets, live, inbox)
+	secrets := make([]string, len(cfg.StripeWebhookSecrets))
+	for i, secret := range cfg.StripeWebhookSecrets {
+		secrets[i] = string(secret)
+	}
+	live := billing.LiveKey(string(cfg.StripeSecretKey)) || (cfg.StripeSecretKey == "" && cfg.Env == "production")
+	return billing.NewWebhook(secrets, live, inbox)
 }
 
 // openBilling connects to the ledger and makes a pusher for one command.
@@ -52,7 +56,7 @@ func (c *cli) openBilling(ctx context.Context, wait time.Duration) (*billing.Pus
 	if err != nil {
 		return nil, nil, err
 	}
-	pusher, err := billing.New(billing.Config{System: system, SecretKey: cfg.StripeSecretKey, APIBase: cfg.StripeAPIBase, Log: zerolog.Nop(), Wait: wait})
+	pusher, err := billing.New(billing.Config{System: system, SecretKey: string(cfg.StripeSecretKey), APIBase: cfg.StripeAPIBase, Log: zerolog.Nop(), Wait: wait})
 	if err != nil {
 		done()
 		return nil, nil, err
@@ -70,7 +74,7 @@ func billingSetup(ctx context.Context, c *cli, args []string) error {
 	if err != nil {
 		return err
 	}
-	pusher, err := billing.New(billing.Config{SecretKey: cfg.StripeSecretKey, APIBase: cfg.StripeAPIBase, Log: zerolog.Nop()})
+	pusher, err := billing.New(billing.Config{SecretKey: string(cfg.StripeSecretKey), APIBase: cfg.StripeAPIBase, Log: zerolog.Nop()})
 	if err != nil {
 		return err
 	}

@@ -15,11 +15,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hibiken/asynq"
 	"github.com/rs/zerolog"
 
 	"github.com/generic-corp/muster/api"
 	"github.com/generic-corp/muster/api/mail"
+	"github.com/generic-corp/muster/billing"
 	"github.com/generic-corp/muster/jobs"
 )
 
@@ -31,21 +31,22 @@ type Config struct {
 	Port    int    // of the API
 	OpsAddr string // host:port of the operators' listener; port 0 takes a free one
 
-	DatabaseURL        string // the API's role
-	WorkerDatabaseURL  string
-	SystemDatabaseURL  string // scheduler, billing, operators' commands
-	MigrateDatabaseURL string // the owner, direct
-	Redis              asynq.RedisConnOpt
+	DatabaseURL        Secret // the API's role
+	WorkerDatabaseURL  Secret
+	SystemDatabaseURL  Secret // scheduler, billing, operators' commands
+	MigrateDatabaseURL Secret // the owner, direct
+	Redis              redisServer
 
-	SigningKeys [][]byte // of access tokens, current first, at least 32 bytes each
+	SigningKeys secretKeys // of access tokens, current first, at least 32 bytes each
 
-	StripeSecretKey      string
-	StripeWebhookSecrets []string // of the endpoint, current first
+	StripeSecretKey      Secret
+	StripeWebhookSecrets []Secret // of the endpoint, current first
 	StripeAPIBase        string   // empty is Stripe's own
 
-	AnthropicAPIKey, AnthropicBaseURL, AnthropicModel string
-	OpenAIAPIKey, OpenAIBaseURL, OpenAIModel          string
-	PricesFile                                        string // overrides the built-in prices of models
+	AnthropicAPIKey, OpenAIAPIKey    Secret
+	AnthropicBaseURL, AnthropicModel string
+	OpenAIBaseURL, OpenAIModel       string
+	PricesFile                       string // overrides the built-in prices of models
 
 	WorkerConcurrency int           // agents at once per worker process
 	WorkerProcesses   int           // started by muster up
@@ -53,7 +54,7 @@ type Config struct {
 	StrictTiers       bool
 	CheckInterval     time.Duration
 
-	SMTPURL  string // of the mail server; empty: no letters are sent
+	SMTPURL  Secret // of the mail server; empty: no letters are sent
 	MailFrom string // their sender
 
 	VerifiedEmail *bool               // workspaces whose plan says so need an owner with a proved address; nil: when SMTPURL is set
@@ -86,22 +87,23 @@ var variables = []variable{
 		c.OpsAddr = v
 		return nil
 	}},
-	{"DATABASE_URL", "", "postgres://muster_api:…@host:5432/muster", true, "the API's role", postgresURL(func(c *Config) *string { return &c.DatabaseURL })},
-	{"WORKER_DATABASE_URL", "", "postgres://muster_worker:…@host:5432/muster", true, "the workers' role", postgresURL(func(c *Config) *string { return &c.WorkerDatabaseURL })},
-	{"SYSTEM_DATABASE_URL", "", "postgres://muster_system:…@host:5432/muster", true, "the role of scheduler, billing and operators' commands", postgresURL(func(c *Config) *string { return &c.SystemDatabaseURL })},
-	{"MIGRATE_DATABASE_URL", "", "postgres://owner:…@host:5432/muster", true, "the owner of the tables, for migrations, direct", postgresURL(func(c *Config) *string { return &c.MigrateDatabaseURL })},
+	{"DATABASE_URL", "", "postgres://muster_api:…@host:5432/muster", true, "the API's role", postgresURL(func(c *Config) *Secret { return &c.DatabaseURL })},
+	{"WORKER_DATABASE_URL", "", "postgres://muster_worker:…@host:5432/muster", true, "the workers' role", postgresURL(func(c *Config) *Secret { return &c.WorkerDatabaseURL })},
+	{"SYSTEM_DATABASE_URL", "", "postgres://muster_system:…@host:5432/muster", true, "the role of scheduler, billing and operators' commands", postgresURL(func(c *Config) *Secret { return &c.SystemDatabaseURL })},
+	{"MIGRATE_DATABASE_URL", "", "postgres://owner:…@host:5432/muster", true, "the owner of the tables, for migrations, direct", postgresURL(func(c *Config) *Secret { return &c.MigrateDatabaseURL })},
 	{"REDIS_URL", "", "redis://, rediss://, redis-sentinel:// or redis-cluster:// with host:port", true, "Redis, for delivery", func(c *Config, v string) (err error) {
-		c.Redis, err = jobs.ParseRedisURL(v)
+		c.Redis.RedisConnOpt, err = jobs.ParseRedisURL(v)
+		c.Redis.url = Secret(v)
 		return err
 	}},
 	{"JWT_SIGNING_KEYS", "", "hex or base64 of at least 32 bytes each, comma-separated, the current one first", true, "keys of access tokens", signingKeys},
-	{"STRIPE_SECRET_KEY", "", "sk_…", true, "Stripe's API key; without it no usage is pushed", text(func(c *Config) *string { return &c.StripeSecretKey })},
+	{"STRIPE_SECRET_KEY", "", "sk_…", true, "Stripe's API key; without it no usage is pushed", text(func(c *Config) *Secret { return &c.StripeSecretKey })},
 	{"STRIPE_WEBHOOK_SECRET", "", "whsec_…, several comma-separated while one is rolled", true, "signing secrets of Stripe's webhook; without one it answers 503", webhookSecrets},
 	{"STRIPE_API_BASE", "", "an http or https URL", false, "another server that speaks Stripe's API", httpURL(func(c *Config) *string { return &c.StripeAPIBase })},
-	{"ANTHROPIC_API_KEY", "", "sk-ant-…", true, "turns the provider anthropic on", text(func(c *Config) *string { return &c.AnthropicAPIKey })},
+	{"ANTHROPIC_API_KEY", "", "sk-ant-…", true, "turns the provider anthropic on", text(func(c *Config) *Secret { return &c.AnthropicAPIKey })},
 	{"ANTHROPIC_BASE_URL", "", "an http or https URL without /v1", false, "another server that speaks Anthropic's API", httpURL(func(c *Config) *string { return &c.AnthropicBaseURL })},
 	{"ANTHROPIC_MODEL", "", "a model's name", false, "the model of \"anthropic\" and \"auto\"", text(func(c *Config) *string { return &c.AnthropicModel })},
-	{"OPENAI_API_KEY", "", "sk-…", true, "turns the provider openai on", text(func(c *Config) *string { return &c.OpenAIAPIKey })},
+	{"OPENAI_API_KEY", "", "sk-…", true, "turns the provider openai on", text(func(c *Config) *Secret { return &c.OpenAIAPIKey })},
 	{"OPENAI_BASE_URL", "", "an http or https URL with /v1", false, "any OpenAI-compatible server (Ollama, vLLM); turns the provider on, key or not", httpURL(func(c *Config) *string { return &c.OpenAIBaseURL })},
 	{"OPENAI_MODEL", "", "a model's name", false, "the model of \"openai\" and \"auto\"", text(func(c *Config) *string { return &c.OpenAIModel })},
 	{"MODEL_PRICES_FILE", "", "a file as described in docs/operations.md", false, "prices of models that replace or add to the built-in ones", text(func(c *Config) *string { return &c.PricesFile })},
@@ -227,25 +229,50 @@ func loadConfig(getenv func(string) string, overrides map[string]string, require
 // leastVariety: a random key of 32 bytes has about 30 different ones; fewer than 16 do not happen by chance.
 const leastVariety = 16
 
+// What production asks of other secrets: Stripe's signing secrets have 32 characters after whsec_; 12 random letters have
+// fewer than 6 different ones once in a million.
+const (
+	leastWebhookSecret   = 24
+	leastPasswordVariety = 6
+)
+
+// variety is how many different bytes there are.
+func variety(b []byte) int {
+	different := map[byte]bool{}
+	for _, c := range b {
+		different[c] = true
+	}
+	return len(different)
+}
+
 // weaknesses are secrets that must not reach production.
 func (c Config) weaknesses() (mistakes []string) {
 	for i, key := range c.SigningKeys {
-		different := map[byte]bool{}
-		for _, b := range key {
-			different[b] = true
-		}
-		if len(different) < leastVariety {
+		if variety(key) < leastVariety {
 			mistakes = append(mistakes, fmt.Sprintf("JWT_SIGNING_KEYS: key %d is not random; in production want one from: openssl rand -hex 32", i+1))
 		}
 	}
-	for _, db := range []struct{ name, url string }{{"DATABASE_URL", c.DatabaseURL}, {"WORKER_DATABASE_URL", c.WorkerDatabaseURL},
-		{"SYSTEM_DATABASE_URL", c.SystemDatabaseURL}, {"MIGRATE_DATABASE_URL", c.MigrateDatabaseURL}} {
-		if password := passwordOf(db.url); password != "" && len(password) < 12 {
-			mistakes = append(mistakes, fmt.Sprintf("%s has a password of fewer than 12 characters; in production want a random one", db.name))
+	for i, secret := range c.StripeWebhookSecrets {
+		if len(secret) < len("whsec_")+leastWebhookSecret || variety([]byte(secret)) < leastVariety {
+			mistakes = append(mistakes, fmt.Sprintf("STRIPE_WEBHOOK_SECRET: secret %d is not one of Stripe's; in production want the endpoint's signing secret", i+1))
 		}
 	}
-	if strings.HasPrefix(c.StripeSecretKey, "sk_test_") {
-		mistakes = append(mistakes, "STRIPE_SECRET_KEY is a test key; in production want the live one, or none")
+	for _, server := range []struct {
+		name string
+		url  Secret
+	}{{"DATABASE_URL", c.DatabaseURL}, {"WORKER_DATABASE_URL", c.WorkerDatabaseURL}, {"SYSTEM_DATABASE_URL", c.SystemDatabaseURL},
+		{"MIGRATE_DATABASE_URL", c.MigrateDatabaseURL}, {"REDIS_URL", c.Redis.url}, {"SMTP_URL", c.SMTPURL}} {
+		password := passwordOf(server.url)
+		switch {
+		case password == "": // none: a socket, a certificate, a private network
+		case len(password) < leastSecret:
+			mistakes = append(mistakes, fmt.Sprintf("%s has a password of fewer than %d characters; in production want a random one", server.name, leastSecret))
+		case variety([]byte(password)) < leastPasswordVariety || strings.Contains(strings.ToLower(password), "password") || strings.Contains(strings.ToLower(password), "changeme"):
+			mistakes = append(mistakes, fmt.Sprintf("%s has a password that is easily guessed; in production want a random one", server.name))
+		}
+	}
+	if c.StripeSecretKey != "" && !billing.LiveKey(string(c.StripeSecretKey)) {
+		mistakes = append(mistakes, "STRIPE_SECRET_KEY is a test key or none of Stripe's; in production want sk_live_… or rk_live_…, or none")
 	}
 	for _, origin := range c.CORSOrigins {
 		if strings.HasPrefix(origin, "http://") {
@@ -294,9 +321,9 @@ func configFlags(set *flag.FlagSet) map[string]string {
 	return overrides
 }
 
-func text(field func(*Config) *string) func(*Config, string) error {
+func text[T ~string](field func(*Config) *T) func(*Config, string) error {
 	return func(c *Config, v string) error {
-		*field(c) = v
+		*field(c) = T(v)
 		return nil
 	}
 }
@@ -323,13 +350,13 @@ func number(field func(*Config) *int, lowest, highest int) func(*Config, string)
 	}
 }
 
-func postgresURL(field func(*Config) *string) func(*Config, string) error {
+func postgresURL(field func(*Config) *Secret) func(*Config, string) error {
 	return func(c *Config, v string) error {
 		u, err := url.Parse(v)
 		if err != nil || (u.Scheme != "postgres" && u.Scheme != "postgresql") || u.Host == "" || strings.Trim(u.Path, "/") == "" {
 			return errWrong
 		}
-		*field(c) = v
+		*field(c) = Secret(v)
 		return nil
 	}
 }
@@ -349,7 +376,7 @@ func mailServer(c *Config, v string) error {
 	if mail.Check(v) != nil {
 		return errWrong
 	}
-	c.SMTPURL = v
+	c.SMTPURL = Secret(v)
 	return nil
 }
 
@@ -366,7 +393,7 @@ func webhookSecrets(c *Config, v string) error {
 		if secret = strings.TrimSpace(secret); !strings.HasPrefix(secret, "whsec_") || len(secret) == len("whsec_") {
 			return errWrong
 		}
-		c.StripeWebhookSecrets = append(c.StripeWebhookSecrets, secret)
+		c.StripeWebhookSecrets = append(c.StripeWebhookSecrets, Secret(secret))
 	}
 	return nil
 }

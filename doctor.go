@@ -88,14 +88,18 @@ func (d *diagnosis) examineProviders(cfg Config) {
 
 // examineRoles proves that each URL signs in as the role it is meant for.
 func (d *diagnosis) examineRoles(ctx context.Context, cfg Config) {
-	for _, u := range []struct{ variable, url, role string }{
+	for _, u := range []struct {
+		variable string
+		url      Secret
+		role     string
+	}{
 		{"DATABASE_URL", cfg.DatabaseURL, store.RoleAPI}, {"WORKER_DATABASE_URL", cfg.WorkerDatabaseURL, store.RoleWorker},
 		{"SYSTEM_DATABASE_URL", cfg.SystemDatabaseURL, store.RoleSystem},
 	} {
 		if u.url == "" {
 			continue
 		}
-		db, err := store.Open(ctx, u.url, 1)
+		db, err := store.Open(ctx, string(u.url), 1)
 		if err != nil {
 			d.found("mend "+u.variable, "%s: %v", u.variable, err)
 			continue
@@ -118,7 +122,7 @@ func (d *diagnosis) examineLedger(ctx context.Context, cfg Config) {
 	if cfg.SystemDatabaseURL == "" {
 		return
 	}
-	db, err := store.Open(ctx, cfg.SystemDatabaseURL, 2)
+	db, err := store.Open(ctx, string(cfg.SystemDatabaseURL), 2)
 	if err != nil || db.PingContext(ctx) != nil {
 		return // examineRoles has said so
 	}
@@ -165,7 +169,7 @@ func (d *diagnosis) examineClock(whose string, asked, now time.Time) {
 }
 
 func (d *diagnosis) examineRedis(ctx context.Context, cfg Config) {
-	if cfg.Redis == nil {
+	if cfg.Redis.RedisConnOpt == nil {
 		return
 	}
 	rdb, err := jobs.NewRedis(cfg.Redis)

@@ -40,6 +40,8 @@ type cli struct {
 	getenv func(string) string
 	stdout io.Writer
 	stderr io.Writer
+
+	children io.Writer // what they write: a file they can write to themselves, since each redacts its own
 }
 
 // command is one entry of the table. Its run gets the arguments after its name.
@@ -77,9 +79,10 @@ var errFound = errors.New("found")
 
 // run is main without the process around it.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
-	c := &cli{getenv: getenv, stdout: stdout, stderr: stderr}
+	shown := redact(getenv, stdout, stderr)
+	c := &cli{getenv: getenv, stdout: shown[0], stderr: shown[1], children: stderr}
 	if len(args) == 0 || args[0] == "help" || args[0] == "--help" || args[0] == "-h" {
-		usage(stderr)
+		usage(c.stderr)
 		if len(args) == 0 {
 			return exitUsage
 		}
@@ -90,8 +93,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 			return c.exitCode(cmd.name, cmd.run(ctx, c, args[1:]))
 		}
 	}
-	fmt.Fprintf(stderr, "muster: unknown command %q\n\n", args[0])
-	usage(stderr)
+	fmt.Fprintf(c.stderr, "muster: unknown command %q\n\n", args[0])
+	usage(c.stderr)
 	return exitUsage
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"net/url"
 
 	"github.com/generic-corp/muster/store"
 )
@@ -19,7 +18,7 @@ func runMigrate(ctx context.Context, c *cli, args []string) error {
 	if err != nil {
 		return err
 	}
-	version, err := store.Migrate(ctx, cfg.MigrateDatabaseURL, store.RolePasswords{
+	version, err := store.Migrate(ctx, string(cfg.MigrateDatabaseURL), store.RolePasswords{
 		API: passwordOf(cfg.DatabaseURL), Worker: passwordOf(cfg.WorkerDatabaseURL), System: passwordOf(cfg.SystemDatabaseURL)})
 	if store.Unavailable(err) {
 		return dialHint("the database", "MIGRATE_DATABASE_URL", err)
@@ -29,14 +28,4 @@ func runMigrate(ctx context.Context, c *cli, args []string) error {
 	}
 	fmt.Fprintf(c.stdout, "the database is at schema %d\n", version)
 	return nil
-}
-
-// passwordOf is the password in a database URL, "" when there is none: the role is then created without one.
-func passwordOf(databaseURL string) string {
-	u, err := url.Parse(databaseURL)
-	if err != nil || u.User == nil {
-		return ""
-	}
-	password, _ := u.User.Password()
-	return password
 }

@@ -37,8 +37,8 @@ const (
 
 // openLedger opens the database and waits a little for it, so that processes may start in any order. A schema that is
 // older than this version is an error.
-func openLedger(ctx context.Context, url, variable string, conns int, log zerolog.Logger) (*sqlx.DB, error) {
-	db, err := store.Open(ctx, url, conns)
+func openLedger(ctx context.Context, url Secret, variable string, conns int, log zerolog.Logger) (*sqlx.DB, error) {
+	db, err := store.Open(ctx, string(url), conns)
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +147,7 @@ func newMailer(cfg Config, log zerolog.Logger) (api.Mailer, func(), error) {
 		log.Warn().Msg("SMTP_URL is not set: no letters are sent, and passwords cannot be reset")
 		return nil, func() {}, nil
 	}
-	m, err := mail.New(mail.Config{URL: cfg.SMTPURL, From: cfg.MailFrom, Log: log})
+	m, err := mail.New(mail.Config{URL: string(cfg.SMTPURL), From: cfg.MailFrom, Log: log})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -214,8 +214,8 @@ func (p pinger) Ping(ctx context.Context) error { return p.rdb.Ping(ctx).Err() }
 // providers builds the configured model providers; none is an error.
 func providers(cfg Config) (*provider.Router, error) {
 	return provider.New(provider.Config{
-		Anthropic: provider.Options{APIKey: cfg.AnthropicAPIKey, BaseURL: cfg.AnthropicBaseURL, Model: cfg.AnthropicModel},
-		OpenAI:    provider.Options{APIKey: cfg.OpenAIAPIKey, BaseURL: cfg.OpenAIBaseURL, Model: cfg.OpenAIModel},
+		Anthropic: provider.Options{APIKey: string(cfg.AnthropicAPIKey), BaseURL: cfg.AnthropicBaseURL, Model: cfg.AnthropicModel},
+		OpenAI:    provider.Options{APIKey: string(cfg.OpenAIAPIKey), BaseURL: cfg.OpenAIBaseURL, Model: cfg.OpenAIModel},
 	})
 }
 
@@ -295,7 +295,7 @@ func runScheduler(ctx context.Context, c *cli, args []string) error {
 		log.Warn().Msg("STRIPE_SECRET_KEY is not set: usage is recorded, not pushed")
 	}
 	reg.MustRegister(&fleetCollector{system: system, line: line, log: log})
-	if err := serveOps(ctx, cfg.OpsAddr, reg, log, map[string]http.Handler{asynqmonPath + "/": asynqmonHandler(cfg.Redis)}); err != nil {
+	if err := serveOps(ctx, cfg.OpsAddr, reg, log, map[string]http.Handler{asynqmonPath + "/": asynqmonHandler(cfg.Redis.RedisConnOpt)}); err != nil {
 		return err
 	}
 	systemServer := asynq.NewServerFromRedisClient(rdb, asynq.Config{Concurrency: 4, Queues: map[string]int{jobs.QueueSystem: 1},

@@ -203,7 +203,7 @@ func (c *cli) changeTask(ctx context.Context, name string, args []string, change
 	if err := c.enqueue(cfg, result.Turns); err != nil {
 		return err
 	}
-	if len(result.Cancels) > 0 && cfg.Redis != nil {
+	if len(result.Cancels) > 0 && cfg.Redis.RedisConnOpt != nil {
 		if rdb, err := jobs.NewRedis(cfg.Redis); err == nil { // the fast path; the worker's beat is the sure one
 			defer rdb.Close()
 			_ = jobs.PublishCancels(ctx, rdb, result.Cancels...)

@@ -78,7 +78,7 @@ func keep(ctx context.Context, argv, env []string, c *cli, drain time.Duration, 
 	delay := restartMin
 	for ctx.Err() == nil {
 		started := time.Now()
-		p, err := childprocess.Start(childprocess.Config{Argv: argv, Env: env, Output: c.stderr})
+		p, err := childprocess.Start(childprocess.Config{Argv: argv, Env: env, Output: c.children})
 		if err != nil {
 			log.Error().Err(err).Msg("starting child")
 		} else {

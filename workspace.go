@@ -67,7 +67,7 @@ func (c *cli) openSystem(ctx context.Context) (*store.System, Config, func(), er
 	if err := cfg.allowModels(); err != nil {
 		return nil, cfg, nil, err
 	}
-	db, err := store.Open(ctx, cfg.SystemDatabaseURL, 4)
+	db, err := store.Open(ctx, string(cfg.SystemDatabaseURL), 4)
 	if err != nil {
 		return nil, cfg, nil, err
 	}
@@ -80,7 +80,7 @@ func (c *cli) openSystem(ctx context.Context) (*store.System, Config, func(), er
 
 // enqueue brings turns to Redis, if it is configured and there.
 func (c *cli) enqueue(cfg Config, turns []store.Turn) error {
-	if len(turns) == 0 || cfg.Redis == nil {
+	if len(turns) == 0 || cfg.Redis.RedisConnOpt == nil {
 		return nil
 	}
 	rdb, err := jobs.NewRedis(cfg.Redis)
