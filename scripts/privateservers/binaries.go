@@ -62,17 +62,33 @@ func FindPostgres(major int) (string, error) {
 
 // FindRedis returns the Redis (or Valkey) server's program.
 func FindRedis() (string, error) {
-	for _, name := range []string{"redis-server", "valkey-server"} {
+	if path := findProgram("redis-server", "valkey-server"); path != "" {
+		return path, nil
+	}
+	return "", errors.New("the Redis server is not installed: run scripts/setup, or install it (apt-get install redis-server, brew install redis)")
+}
+
+// FindPgBouncer returns PgBouncer's program.
+func FindPgBouncer() (string, error) {
+	if path := findProgram("pgbouncer"); path != "" {
+		return path, nil
+	}
+	return "", errors.New("PgBouncer is not installed: run scripts/setup, or install it (apt-get install pgbouncer, brew install pgbouncer)")
+}
+
+// findProgram returns the first of the programs that is on the PATH or where packages put it, "" for none.
+func findProgram(names ...string) string {
+	for _, name := range names {
 		if path, err := exec.LookPath(name); err == nil {
-			return path, nil
+			return path
 		}
 		for _, dir := range []string{"/usr/bin", "/usr/sbin", "/opt/homebrew/bin", "/usr/local/bin"} {
 			if path := filepath.Join(dir, name); executable(path) {
-				return path, nil
+				return path
 			}
 		}
 	}
-	return "", errors.New("the Redis server is not installed: run scripts/setup, or install it (apt-get install redis-server, brew install redis)")
+	return ""
 }
 
 func executable(path string) bool {

@@ -1,6 +1,7 @@
 //go:build unix
 
-// Package privateservers starts a PostgreSQL and a Redis server of the project's own, and stops them again.
+// Package privateservers starts a PostgreSQL and a Redis server of the project's own, a PgBouncer in front of the one where
+// it is asked for, and stops them again.
 //
 // Tests, scripts/dev and the measuring programs use it, so that nobody's system servers on 5432 and 6379 are ever
 // touched. It promises: the servers listen on 127.0.0.1 only, on ports that were free, each with a random password that

@@ -22,6 +22,7 @@ package storetest
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -60,6 +61,8 @@ type Env struct {
 	SystemURL string // muster_system
 	AdminURL  string // the cluster's superuser, whom nothing binds: to look at what is hidden, or to break something
 	RedisURL  string // a numbered database of its own; channels of PUBLISH are shared by all databases of a server
+
+	postgres *privateservers.Postgres
 
 	mu      sync.Mutex
 	handles map[string]*sqlx.DB // by URL
@@ -191,6 +194,9 @@ func New(t testing.TB) *Env {
 		s.mu.Unlock()
 	})
 	env := newEnv(t, s.pair.Postgres, database, s.pair.Redis.URL(number))
+	if s.bouncer != nil {
+		env.through(s.bouncer)
+	}
 	if err := env.Redis(t).FlushDB(ctx).Err(); err != nil {
 		t.Fatalf("flush test Redis: %v", err)
 	}
@@ -219,6 +225,7 @@ type servers struct {
 	once      sync.Once
 	err       error // of the start; every further test fails with it too
 	pair      *privateservers.Servers
+	bouncer   *privateservers.PgBouncer // nil unless PoolVariable is set
 	admin     *sql.DB
 	databases int   // made so far
 	numbers   int   // highest Redis database taken so far; 0 is nobody's
@@ -246,7 +253,12 @@ func (s *servers) start(t testing.TB) (*servers, error) {
 		if s.admin, s.err = sql.Open("postgres", s.pair.Postgres.URL("postgres")); s.err != nil {
 			return
 		}
-		_, s.err = s.admin.ExecContext(ctx, "ALTER DATABASE "+template+" ALLOW_CONNECTIONS false")
+		if _, s.err = s.admin.ExecContext(ctx, "ALTER DATABASE "+template+" ALLOW_CONNECTIONS false"); s.err != nil {
+			return
+		}
+		if size := os.Getenv(PoolVariable); size != "" {
+			s.bouncer, s.err = startBouncer(ctx, s.pair.Postgres, size)
+		}
 	})
 	return s, s.err
 }
@@ -285,8 +297,11 @@ func (s *servers) remove() error {
 		s.admin.Close()
 	}
 	var err error
+	if s.bouncer != nil {
+		err = s.bouncer.Remove()
+	}
 	if s.pair != nil {
-		err = s.pair.Remove()
+		err = errors.Join(err, s.pair.Remove())
 	}
 	if rmErr := os.RemoveAll(s.dir); err == nil {
 		err = rmErr
@@ -344,6 +359,7 @@ func makeDatabase(ctx context.Context, p *privateservers.Postgres, database stri
 
 func newEnv(t testing.TB, p *privateservers.Postgres, database, redisURL string) *Env {
 	env := &Env{
+		postgres:  p,
 		handles:   map[string]*sqlx.DB{},
 		Database:  database,
 		OwnerURL:  p.URLAs(RoleOwner, password, database),

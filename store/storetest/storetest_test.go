@@ -95,3 +95,36 @@ func BenchmarkNew(b *testing.B) {
 		New(b)
 	}
 }
+
+func TestThroughPgBouncerRolesShareConnections(t *testing.T) {
+	t.Parallel()
+	env := New(t)
+	pooled := env.ThroughPgBouncer(t, 1)
+	if pooled.APIURL == env.APIURL || pooled.Database != env.Database {
+		t.Fatalf("%s is not a way around %s", pooled.APIURL, env.APIURL)
+	}
+	a, b := pooled.System(t), pooled.Worker(t)
+	var role string
+	for want, db := range map[string]interface {
+		Get(any, string, ...any) error
+	}{store.RoleSystem: a, store.RoleWorker: b} {
+		if err := db.Get(&role, `SELECT current_user`); err != nil || role != want {
+			t.Errorf("%s signs in as %s, %v", want, role, err)
+		}
+	}
+	// Two clients' connections are one at the server.
+	var pids [2]int
+	for i := range pids {
+		db, err := store.Open(context.Background(), pooled.SystemURL, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		if err := db.Get(&pids[i], `SELECT pg_backend_pid()`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if pids[0] != pids[1] {
+		t.Errorf("a pool of one connection has %v", pids)
+	}
+}
