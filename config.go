@@ -54,6 +54,8 @@ type Config struct {
 	StrictTiers       bool
 	CheckInterval     time.Duration
 
+	DeletionGrace time.Duration // between a workspace's deletion and its erasing
+
 	SMTPURL  Secret // of the mail server; empty: no letters are sent
 	MailFrom string // their sender
 
@@ -129,6 +131,14 @@ var variables = []variable{
 			return errWrong
 		}
 		c.CheckInterval = d
+		return nil
+	}},
+	{"DELETION_GRACE", "24h", "a duration from 1m to 720h", false, "how long a deleted workspace can be restored before it is erased", func(c *Config, v string) error {
+		d, err := time.ParseDuration(v)
+		if err != nil || d < time.Minute || d > 720*time.Hour {
+			return errWrong
+		}
+		c.DeletionGrace = d
 		return nil
 	}},
 	{"SMTP_URL", "", "smtp://user:password@host:587 (STARTTLS) or smtps://user:password@host:465", true, "the mail server; without it no letters are sent and passwords cannot be reset", mailServer},

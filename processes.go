@@ -282,14 +282,14 @@ func runScheduler(ctx context.Context, c *cli, args []string) error {
 	defer turns.Close()
 	system, line, reg := store.NewSystem(db), jobs.NewLine(rdb), newRegistry()
 	s := &scheduler{id: uuid.New(), system: system, line: line, turns: turns, client: asynq.NewClientFromRedisClient(rdb), log: log,
-		metrics: newSchedulerMetrics(reg), last: map[string]time.Time{}}
+		metrics: newSchedulerMetrics(reg), last: map[string]time.Time{}, leaving: seeingOut{grace: cfg.DeletionGrace}}
 	mux := asynq.NewServeMux()
 	if cfg.StripeSecretKey != "" {
 		pusher, err := newPusher(cfg, system, log)
 		if err != nil {
 			return err
 		}
-		s.push = pusher.PushNight
+		s.push, s.leaving.endSubscription = pusher.PushNight, pusher.EndSubscription
 		mux.HandleFunc(jobs.TypePush, s.servePush)
 	} else {
 		log.Warn().Msg("STRIPE_SECRET_KEY is not set: usage is recorded, not pushed")

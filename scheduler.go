@@ -52,6 +52,7 @@ type scheduler struct {
 	turns   *jobs.Enqueuer
 	client  *asynq.Client                                  // for system jobs
 	push    func(ctx context.Context, day time.Time) error // nil: no Stripe account is configured
+	leaving seeingOut
 	log     zerolog.Logger
 	metrics *schedulerMetrics
 
@@ -73,6 +74,9 @@ type schedulerMetrics struct {
 	promoted  prometheus.Counter
 	dead      prometheus.Counter
 	failures  *prometheus.CounterVec // sweep
+
+	leavingBlocked prometheus.Gauge
+	erased         prometheus.Counter
 }
 
 func newSchedulerMetrics(reg prometheus.Registerer) *schedulerMetrics {
@@ -85,7 +89,9 @@ func newSchedulerMetrics(reg prometheus.Registerer) *schedulerMetrics {
 		dead:     prometheus.NewCounter(prometheus.CounterOpts{Name: "muster_dead_workers_total", Help: "Workers declared dead."}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "muster_sweep_failures_total", Help: "Sweeps that failed."}, []string{"sweep"}),
 	}
-	reg.MustRegister(m.leading, m.recovered, m.repaired, m.promoted, m.dead, m.failures)
+	m.leavingBlocked = prometheus.NewGauge(prometheus.GaugeOpts{Name: "muster_leaving_blocked", Help: "Deleted workspaces that cannot be erased until an operator mends something."})
+	m.erased = prometheus.NewCounter(prometheus.CounterOpts{Name: "muster_erased_workspaces_total", Help: "Deleted workspaces that were erased."})
+	reg.MustRegister(m.leavingBlocked, m.erased, m.leading, m.recovered, m.repaired, m.promoted, m.dead, m.failures)
 	m.repaired.WithLabelValues("lost")
 	m.repaired.WithLabelValues("missed")
 	return m
@@ -108,6 +114,7 @@ func (s *scheduler) run(ctx context.Context) {
 	leading := newLeadership()
 	loops.Go(func() { s.campaign(ctx, leading) })
 	loops.Go(func() { s.eachTick(ctx, leading, s.watchOnce) })
+	loops.Go(func() { s.eachTick(ctx, leading, s.leaveOnce) }) // erasing may take long too
 	s.eachTick(ctx, leading, s.sweepOnce)
 }
 

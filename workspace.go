@@ -26,7 +26,7 @@ import (
 func runWorkspace(ctx context.Context, c *cli, args []string) error {
 	return c.subcommand(ctx, "workspace", args, map[string]func(context.Context, *cli, []string) error{
 		"list": workspaceList, "show": workspaceShow, "set-plan": workspaceSetPlan, "set-limit": workspaceSetLimit,
-		"pause": workspacePause, "resume": workspaceResume,
+		"pause": workspacePause, "resume": workspaceResume, "restore": workspaceRestore,
 	})
 }
 
@@ -236,8 +236,8 @@ func (c *cli) showOne(ctx context.Context, system *store.System, ws uuid.UUID, a
 		return *s
 	}
 	tw := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(tw, "workspace\t%s\nname\t%s\nplan\t%s (queue %s)\npaused\t%s\nrunning\t%d of %d\nwaiting\t%d of %d\n",
-		store.FormatID(store.WorkspacePrefix, w.ID), printable(w.Name), w.Plan, w.Queue, paused, w.Running, w.Concurrency, w.Waiting, w.MaxWaiting)
+	fmt.Fprintf(tw, "workspace\t%s\nname\t%s\nstatus\t%s\nplan\t%s (queue %s)\npaused\t%s\nrunning\t%d of %d\nwaiting\t%d of %d\n",
+		store.FormatID(store.WorkspacePrefix, w.ID), printable(w.Name), w.Status, w.Plan, w.Queue, paused, w.Running, w.Concurrency, w.Waiting, w.MaxWaiting)
 	fmt.Fprintf(tw, "agent time %s\t%d ms used, %d reserved, of %d\nrequests per hour\t%d\nStripe customer\t%s\nStripe subscription\t%s\n",
 		w.Period.Format("2006-01"), w.UsedMS, w.ReservedMS, w.QuotaMS, w.RequestsPerHour, orNone(w.StripeCustomerID), orNone(w.StripeSubscriptionID))
 	models := "all"
@@ -317,6 +317,12 @@ func workspacePause(ctx context.Context, c *cli, args []string) error {
 func workspaceResume(ctx context.Context, c *cli, args []string) error {
 	return c.pauseOrResume(ctx, "resume", args, func(s *store.System, ws uuid.UUID) ([]store.Turn, error) {
 		return s.Resume(ctx, ws, operator())
+	})
+}
+
+func workspaceRestore(ctx context.Context, c *cli, args []string) error {
+	return c.pauseOrResume(ctx, "restore", args, func(s *store.System, ws uuid.UUID) ([]store.Turn, error) {
+		return nil, s.Restore(ctx, ws, operator())
 	})
 }
 

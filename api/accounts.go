@@ -288,15 +288,15 @@ func (s *Server) patchWorkspace(q *request) (answer, error) {
 		if err != nil {
 			return answer{}, err
 		}
-		details := map[string]any{}
+		what := []string{} // not the names themselves: the log outlives the workspace
 		if body.Name != nil {
-			details["name"] = *body.Name
+			what = append(what, "name")
 		}
 		if body.Slug != nil {
-			details["slug"] = *body.Slug
+			what = append(what, "slug")
 		}
 		id := store.FormatID(store.WorkspacePrefix, w.Workspace)
-		return answer{status: http.StatusOK, body: workspaceOf(changed)}, q.audit(w, "workspace.update", id, details)
+		return answer{status: http.StatusOK, body: workspaceOf(changed)}, q.audit(w, "workspace.update", id, map[string]any{"changed": what})
 	})
 }
 

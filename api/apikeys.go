@@ -100,7 +100,7 @@ func (s *Server) createKey(q *request) (answer, error) {
 		}
 		shown := newKeyJSON{apiKeyJSON: apiKeyOf(made), Key: key}
 		return answer{status: http.StatusCreated, body: shown},
-			q.audit(w, "api_key.create", shown.ID, map[string]any{"name": made.Name, "role": made.Role, "scopes": []string(made.Scopes)})
+			q.audit(w, "api_key.create", shown.ID, map[string]any{"role": made.Role, "scopes": []string(made.Scopes)})
 	})
 }
 
@@ -202,7 +202,7 @@ func (s *Server) deleteKey(q *request) (answer, error) {
 		if err := w.RevokeKey(q.ctx, id); err != nil {
 			return answer{}, err
 		}
-		return answer{status: http.StatusNoContent}, q.audit(w, "api_key.delete", store.FormatID(store.KeyPrefix, id), map[string]any{"name": key.Name})
+		return answer{status: http.StatusNoContent}, q.audit(w, "api_key.delete", store.FormatID(store.KeyPrefix, id), map[string]any{"role": key.Role})
 	})
 	if err == nil {
 		s.forget(func(known identity) bool { return known.Key == id })

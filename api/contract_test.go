@@ -99,12 +99,18 @@ func contractFault(method, path string, r *reply) string {
 	if err != nil {
 		return err.Error()
 	}
-	instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(r.body))
-	if err != nil {
-		return err.Error()
+	values := [][]byte{r.body}
+	if media == exportMedia { // the schema is a line's
+		values = bytes.Split(bytes.TrimSuffix(r.body, []byte("\n")), []byte("\n"))
 	}
-	if err := schema.Validate(instance); err != nil {
-		return err.Error()
+	for _, value := range values {
+		instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(value))
+		if err != nil {
+			return err.Error()
+		}
+		if err := schema.Validate(instance); err != nil {
+			return err.Error()
+		}
 	}
 	if r.status >= 400 {
 		return problemFault(r, media)

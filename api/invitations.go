@@ -70,7 +70,7 @@ func (s *Server) createInvitation(q *request) (answer, error) {
 		}
 		shown := newInvitationJSON{invitationJSON: invitationOf(made), Token: token, Mailed: s.Mailer != nil}
 		return answer{status: http.StatusCreated, body: shown},
-			q.audit(w, "invitation.create", shown.ID, map[string]any{"email": made.Email, "role": made.Role})
+			q.audit(w, "invitation.create", shown.ID, map[string]any{"role": made.Role})
 	})
 	if err == nil {
 		s.mailInvitation(made.Email, workspace.Name, made.Role, token)
@@ -117,7 +117,7 @@ func (s *Server) deleteInvitation(q *request) (answer, error) {
 		if err != nil {
 			return answer{}, err
 		}
-		return answer{status: http.StatusNoContent}, q.audit(w, "invitation.delete", store.FormatID(store.InvitationPrefix, id), map[string]any{"email": gone.Email})
+		return answer{status: http.StatusNoContent}, q.audit(w, "invitation.delete", store.FormatID(store.InvitationPrefix, id), map[string]any{"role": gone.Role})
 	})
 }
 

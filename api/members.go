@@ -117,6 +117,11 @@ func (s *Server) deleteMember(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
+	if p.Keys == "keep" {
+		if err := authorize(q.route, q.id); err != nil { // who leaves by themselves takes their keys along
+			return answer{}, err
+		}
+	}
 	a, err := s.work(q, true, func(w *store.Work) (answer, error) {
 		if err := w.ConfirmForMembers(q.ctx, q.id.Identity); err != nil {
 			return answer{}, err

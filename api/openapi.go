@@ -95,7 +95,11 @@ func describeRoute(r *openapi31.Reflector, t *route) error {
 		})
 	}
 	for status, body := range t.answers {
-		oc.AddRespStructure(body, openapi.WithHTTPStatus(status), openapi.WithCustomize(t.addHeaders(status)))
+		options := []openapi.ContentOption{openapi.WithHTTPStatus(status), openapi.WithCustomize(t.addHeaders(status))}
+		if t.media != "" {
+			options = append(options, openapi.WithContentType(t.media))
+		}
+		oc.AddRespStructure(body, options...)
 	}
 	byStatus := map[int][]string{}
 	for _, p := range t.allProblems() {

@@ -55,7 +55,7 @@ func (s *Server) createWorkspace(q *request) (answer, error) {
 	}
 	scope := store.Scope{Workspace: q.id.Workspace, User: q.id.User}
 	return s.workIn(q, scope, true, func(w *store.Work) (answer, error) {
-		made, err := w.CreateWorkspace(q.ctx, q.id.User, body.Name, q.auditEntry("", "", map[string]any{"name": body.Name}))
+		made, err := w.CreateWorkspace(q.ctx, q.id.User, body.Name, q.auditEntry("", "", nil))
 		return answer{status: http.StatusCreated, body: workspaceOf(made)}, err
 	})
 }

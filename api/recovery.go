@@ -171,3 +171,7 @@ func (s *Server) newVerification() (token string, hash []byte) {
 	}
 	return newToken(verifyPrefix)
 }
+
+// NewResetToken makes a token that resets a password, as it is handed to its user, and the SHA-256 under which the ledger
+// keeps it: for operators, where no letter reaches the user.
+func NewResetToken() (token string, hash []byte) { return newToken(resetPrefix) }

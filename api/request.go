@@ -35,11 +35,14 @@ type request struct {
 	gin   *gin.Context
 }
 
-// answer is what a handler returns: body is marshalled, or sent as it is when it is raw JSON; nil is no body.
+// answer is what a handler returns: body is marshalled, or sent as it is when it is raw JSON; nil is no body. A body that
+// is made while it is sent is written by stream, and media names its type.
 type answer struct {
 	status  int
 	headers map[string]string
 	body    any
+	media   string // of stream
+	stream  func(http.ResponseWriter)
 }
 
 // serve runs a route: credential, role and scope, body, handler, answer.
@@ -79,7 +82,7 @@ func (s *Server) serve(r *route) gin.HandlerFunc {
 // for those who may.
 func (s *Server) admit(q *request) (err error) {
 	if q.id != nil {
-		if forbidden := authorize(q.route, q.id); forbidden != nil {
+		if forbidden := authorize(q.route, q.id); forbidden != nil && !(q.route.self && q.isSelf()) {
 			return cmp.Or(s.limit(q, false), forbidden)
 		}
 	}
@@ -106,8 +109,15 @@ func (a answer) write(c *gin.Context) error {
 	if a.body != nil {
 		c.Header("Content-Type", "application/json")
 	}
+	if a.stream != nil {
+		c.Header("Content-Type", a.media)
+	}
 	c.Status(a.status)
 	c.Writer.WriteHeaderNow()
+	if a.stream != nil {
+		a.stream(c.Writer)
+		return nil
+	}
 	_, _ = c.Writer.Write(raw) // the client may be gone
 	return nil
 }

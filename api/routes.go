@@ -17,6 +17,7 @@ type route struct {
 	role      string // the least role of the sender
 	scope     string // the scope the credential must have; empty: any credential
 	session   bool   // an access token, not an API key
+	self      bool   // whatever their role, users may do it to themselves, with an access token: the path's user_id is theirs
 
 	params  any   // struct of path, query and header parameters; nil: none
 	body    any   // request struct; nil: no body
@@ -25,6 +26,7 @@ type route struct {
 	idempotent bool        // takes an Idempotency-Key
 	waits      bool        // may take longer than Config.WorkTimeout
 	answers    map[int]any // status → answer struct; nil for an empty one
+	media      string      // of a good answer; empty: application/json. Of application/x-ndjson the struct is a line
 	problems   []problem   // beyond those that follow from the above
 	headers    []string    // of the answers: Location, Preference-Applied
 
@@ -52,7 +54,7 @@ var routes = []route{
 	{method: http.MethodPost, path: "/v1/auth/register", anonymous: true, summary: "Make a user who owns a new Free workspace",
 		body: registerBody{}, answers: map[int]any{201: signInJSON{}}, problems: []problem{probConflict}, handle: (*Server).register},
 	{method: http.MethodPost, path: "/v1/auth/login", anonymous: true, summary: "Open a session",
-		body: loginBody{}, answers: map[int]any{200: signInJSON{}}, problems: []problem{probUnauthorized, probNotFound, probSignInDelayed}, handle: (*Server).login},
+		body: loginBody{}, answers: map[int]any{200: signInJSON{}}, problems: []problem{probUnauthorized, probNotFound, probPlanLimit, probSignInDelayed}, handle: (*Server).login},
 	{method: http.MethodPost, path: "/v1/auth/refresh", anonymous: true, summary: "Exchange a refresh token for a new pair",
 		details: "A refresh token works once; using one again ends its session. With workspace_id the session goes on in another workspace of the user's.",
 		body:    refreshBody{}, answers: map[int]any{200: signInJSON{}}, problems: []problem{probUnauthorized, probNotFound}, handle: (*Server).refresh},
@@ -133,6 +135,9 @@ var routes = []route{
 	{method: http.MethodPost, path: "/v1/tasks/{id}/cancel", role: store.RoleMember, scope: "tasks:write", idempotent: true, summary: "Cancel a task",
 		details: "A waiting task ends at once, a running one is asked to stop. 200 when it was canceled before, 409 when it has ended otherwise.",
 		params:  idParam{}, answers: map[int]any{200: taskJSON{}, 202: taskJSON{}}, problems: []problem{probConflict}, handle: (*Server).cancelTask},
+	{method: http.MethodDelete, path: "/v1/tasks/{id}", role: store.RoleMember, scope: "tasks:write", idempotent: true, summary: "Erase a task's content",
+		details: "Only of a task that has ended. prompt is empty then, input and metadata are {}, result is null, an error keeps its code alone, and erased_at says when; usage and metering stay. It cannot be retried. A repeat of its submit's Idempotency-Key is a 409.",
+		params:  idParam{}, answers: map[int]any{204: nil}, problems: []problem{probConflict}, handle: (*Server).deleteTask},
 	{method: http.MethodPost, path: "/v1/tasks/{id}/retry", role: store.RoleMember, scope: "tasks:write", idempotent: true,
 		summary: "Run a failed or canceled task again", details: "Attempts go on counting; max_attempts grows by its first value.",
 		params: idParam{}, answers: map[int]any{202: taskJSON{}}, problems: []problem{probConflict, probBacklogFull, probEmailUnverified, probPlanLimit}, headers: []string{"Location"},
@@ -153,8 +158,8 @@ var routes = []route{
 	{method: http.MethodPatch, path: "/v1/members/{user_id}", role: store.RoleOwner, scope: "members:write", idempotent: true, summary: "Give a member another role",
 		details: "It holds everywhere within five seconds. The last owner stays one. Keys that the member minted with a higher role are revoked unless keys is keep.",
 		params:  memberParams{}, body: memberBody{}, answers: map[int]any{200: memberJSON{}}, problems: []problem{probConflict}, handle: (*Server).patchMember},
-	{method: http.MethodDelete, path: "/v1/members/{user_id}", role: store.RoleOwner, scope: "members:write", idempotent: true, summary: "Remove a member",
-		details: "It holds everywhere within five seconds. The last owner stays. The keys that the member minted are revoked unless keys is keep; their invitations are withdrawn.",
+	{method: http.MethodDelete, path: "/v1/members/{user_id}", role: store.RoleOwner, scope: "members:write", idempotent: true, self: true, summary: "Remove a member, or leave",
+		details: "Any member may remove themselves with an access token; their keys are revoked then. It holds everywhere within five seconds. The last owner stays. The keys that the member minted are revoked unless keys is keep; their invitations are withdrawn.",
 		params:  deleteMemberParams{}, answers: map[int]any{204: nil}, problems: []problem{probConflict}, handle: (*Server).deleteMember},
 	{method: http.MethodGet, path: "/v1/invitations", role: store.RoleOwner, scope: "members:read", summary: "The open invitations, newest first, without their tokens",
 		params: pageParams{}, answers: map[int]any{200: listJSON[invitationJSON]{}}, handle: (*Server).listInvitations},
@@ -165,6 +170,12 @@ var routes = []route{
 		params: idParam{}, answers: map[int]any{204: nil}, handle: (*Server).deleteInvitation},
 	{method: http.MethodPatch, path: "/v1/workspace", role: store.RoleOwner, scope: "members:write", idempotent: true, summary: "Change the workspace's name or slug",
 		body: workspacePatch{}, answers: map[int]any{200: workspaceJSON{}}, problems: []problem{probConflict}, handle: (*Server).patchWorkspace},
+	{method: http.MethodGet, path: "/v1/workspace/export", role: store.RoleOwner, session: true, waits: true, summary: "All that the workspace has, as JSON lines",
+		details: "Without secrets. Each line is a row and its table; an export without its last line, table end, is not whole. Tables come one after the other, newest rows first, each row as it was when it was read.",
+		answers: map[int]any{200: exportLineJSON{}}, media: exportMedia, handle: (*Server).exportWorkspace},
+	{method: http.MethodDelete, path: "/v1/workspace", role: store.RoleOwner, session: true, idempotent: true, summary: "Delete the workspace",
+		details: "Ends all sessions, keys and invitations within five seconds, cancels all tasks, settles what is billable, and then erases everything but what invoices stand on.",
+		body:    deleteWorkspaceBody{}, answers: map[int]any{202: workspaceJSON{}}, handle: (*Server).deleteWorkspace},
 }
 
 // ginPath writes {id} as :id.

@@ -127,6 +127,7 @@ type Server struct {
 	allowed   *expirable.LRU[uuid.UUID, store.Allowance] // of workspaces, read a moment ago
 	backstage *backstage
 	waiters   chan struct{}
+	exports   chan struct{} // that run
 	closing   chan struct{}
 	close     sync.Once
 }
@@ -147,6 +148,7 @@ func New(cfg Config) (*Server, error) {
 		believed:  expirable.NewLRU[[32]byte, identity](10_000, nil, time.Duration(cfg.CredentialMS)*time.Millisecond),
 		allowed:   expirable.NewLRU[uuid.UUID, store.Allowance](10_000, nil, time.Duration(cfg.CredentialMS)*time.Millisecond),
 		waiters:   make(chan struct{}, cfg.MaxWaiters),
+		exports:   make(chan struct{}, exportsAtOnce),
 		closing:   make(chan struct{}),
 	}
 	s.backstage = newBackstage(s)

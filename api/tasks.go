@@ -215,7 +215,7 @@ func (s *Server) cancelTasks(q *request) (answer, error) {
 			return answer{}, err
 		}
 		return answer{status: http.StatusAccepted, body: countJSON{Count: n}}, q.audit(w, "tasks.cancel", "",
-			map[string]any{"status": body.Status, "agent": body.Agent, "metadata": body.Metadata, "count": n})
+			map[string]any{"status": body.Status, "agent": body.Agent, "metadata_pairs": len(body.Metadata), "count": n})
 	})
 }
 

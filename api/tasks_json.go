@@ -105,6 +105,7 @@ type taskItemJSON struct {
 	FinishedAt        *time.Time        `json:"finished_at"`
 	CancelRequestedAt *time.Time        `json:"cancel_requested_at"`
 	ExpiresAt         *time.Time        `json:"expires_at"`
+	ErasedAt          *time.Time        `json:"erased_at" description:"Its content is gone: prompt, input, metadata, result and the texts of errors."`
 	Error             *taskErrorJSON    `json:"error" description:"Of the last attempt that failed."`
 	Usage             *usageJSON        `json:"usage" description:"Summed over ended attempts; null before the first."`
 	Waiting           *waitingJSON      `json:"waiting" description:"Why it is not running; null while it runs and when it has ended."`
@@ -114,7 +115,7 @@ type taskItemJSON struct {
 // taskJSON is a task as such.
 type taskJSON struct {
 	taskItemJSON
-	Prompt string      `json:"prompt"`
+	Prompt string      `json:"prompt" description:"Empty once it is erased."`
 	Input  jsonObject  `json:"input"`
 	Result *resultJSON `json:"result" description:"null until it has succeeded."`
 }
@@ -149,7 +150,7 @@ func itemOf(t store.TaskView) taskItemJSON {
 		ID: store.FormatID(store.TaskPrefix, t.ID), Status: t.Status, Agent: t.Agent, Model: t.Model, Priority: t.Priority,
 		TimeoutSeconds: (t.TimeoutMS + 999) / 1000, Attempt: t.Attempt, MaxAttempts: t.MaxAttempts, CreatedAt: t.CreatedAt.UTC(),
 		RunAt: utc(t.RunAt), StartedAt: utc(t.StartedAt), FinishedAt: utc(t.FinishedAt), CancelRequestedAt: utc(t.CancelRequestedAt),
-		ExpiresAt: utc(t.ExpiresAt), Usage: usageOf(t.Usage, store.Final(t.Status)), Metadata: map[string]string{},
+		ExpiresAt: utc(t.ExpiresAt), ErasedAt: utc(t.ErasedAt), Usage: usageOf(t.Usage, store.Final(t.Status)), Metadata: map[string]string{},
 	}
 	_ = json.Unmarshal(t.Metadata, &j.Metadata) // our own rows: strings by the check at submit
 	_ = json.Unmarshal(t.Error, &j.Error)       // null leaves nil

@@ -101,7 +101,8 @@ type Wanted struct {
 }
 
 // Login opens a session of a user whose password was right, in one of their workspaces (zero: the one they have been in
-// longest). A workspace they are not a member of is NotFound, exactly like an unknown one; Unauthorized when the
+// longest). A workspace they are not a member of, or that is being deleted, is NotFound, exactly like an unknown one;
+// Unauthorized when the
 // password is no longer the one whose hash was checked.
 func (a *API) Login(ctx context.Context, user uuid.UUID, checkedHash string, workspace Wanted, s NewSession) (SignIn, error) {
 	var in SignIn
@@ -128,13 +129,21 @@ func (a *API) Login(ctx context.Context, user uuid.UUID, checkedHash string, wor
 }
 
 // signIn opens a session of the user in the work's workspace, notes it under the action, and reads the whole; NotFound
-// when they are no member. It holds the member's row, so that whoever removes the member sees the session. The scope
+// when they are no member, or the workspace is being deleted. It holds the member's row, so that whoever removes the member sees the session. The scope
 // must be the workspace's and the user's.
 func (w *Work) signIn(ctx context.Context, user uuid.UUID, s NewSession, action string) (SignIn, error) {
 	var role string
 	err := w.tx.GetContext(ctx, &role, `SELECT role FROM members WHERE workspace_id = $1 AND user_id = $2 FOR SHARE`, w.Workspace, user)
 	if err != nil {
 		return SignIn{}, noRows(fmt.Errorf("lock member: %w", err), "workspace")
+	}
+	var active bool // in a statement of its own: whoever deletes the workspace holds the member's row until that is committed
+	err = w.tx.GetContext(ctx, &active, `SELECT status = 'active' FROM workspaces WHERE id = $1`, w.Workspace)
+	if err != nil {
+		return SignIn{}, noRows(fmt.Errorf("read workspace: %w", err), "workspace")
+	}
+	if !active {
+		return SignIn{}, refuse(NotFound, "no such workspace")
 	}
 	session, err := w.openSession(ctx, user, s)
 	if err != nil {
@@ -204,13 +213,18 @@ type WorkspaceChange struct {
 
 // Change changes the workspace and returns it as it is then; Conflict when another one has the slug.
 func (w *Work) Change(ctx context.Context, c WorkspaceChange) (Workspace, error) {
-	_, err := w.tx.ExecContext(ctx, `UPDATE workspaces SET name = coalesce($2::text, name),
+	done, err := w.tx.ExecContext(ctx, `UPDATE workspaces SET name = coalesce($2::text, name),
 			slug = CASE WHEN $3::text IS NULL THEN slug ELSE nullif($3::text, '') END, updated_at = now() WHERE id = $1`, w.Workspace, c.Name, c.Slug)
 	if violates(err, "workspaces_slug_key") {
 		return Workspace{}, refuse(Conflict, "another workspace has this slug")
 	}
 	if err != nil {
 		return Workspace{}, fmt.Errorf("change workspace: %w", err)
+	}
+	if n, err := done.RowsAffected(); err != nil {
+		return Workspace{}, fmt.Errorf("change workspace: %w", err)
+	} else if n == 0 {
+		return Workspace{}, errGone
 	}
 	return w.workspace(ctx)
 }

@@ -22,7 +22,8 @@ const canceledError = `{"code": "canceled", "message": "canceled before it start
 // Cancel ends a waiting task at once and asks a running one to stop; it is then never retried. A task that has ended
 // otherwise is a Conflict, one that is not the workspace's NotFound.
 func (w *Work) Cancel(ctx context.Context, id uuid.UUID) (CancelOutcome, error) {
-	l, err := lockLoad(ctx, w.tx, w.Workspace)
+	w.about = uuid.NullUUID{UUID: id, Valid: true}
+	l, err := w.lockLoad(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -60,7 +61,7 @@ type CancelFilter struct {
 
 // CancelMatching cancels every task of the workspace that the filter chooses and returns how many.
 func (w *Work) CancelMatching(ctx context.Context, f CancelFilter) (int, error) {
-	l, err := lockLoad(ctx, w.tx, w.Workspace)
+	l, err := w.lockLoad(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -118,19 +119,27 @@ func (w *Work) cancel(ctx context.Context, l *load, condition string, args ...an
 }
 
 // Retry puts a failed or canceled task back in line: its attempts go on counting and max_attempts grows by its first
-// value. Any other state is a Conflict.
+// value. Any other state is a Conflict, and so is a task whose content was erased.
 func (w *Work) Retry(ctx context.Context, id uuid.UUID) error {
-	l, err := lockLoad(ctx, w.tx, w.Workspace)
+	w.about = uuid.NullUUID{UUID: id, Valid: true}
+	l, err := w.lockLoad(ctx)
 	if err != nil {
 		return err
 	}
+	if l.Leaving { // an operator's retry; the API's role does not come so far
+		return errLeaving()
+	}
 	var status string
-	err = w.tx.GetContext(ctx, &status, `SELECT status FROM tasks WHERE workspace_id = $1 AND id = $2`, w.Workspace, id)
+	var erased bool
+	err = w.tx.QueryRowxContext(ctx, `SELECT status, erased_at IS NOT NULL FROM tasks WHERE workspace_id = $1 AND id = $2`, w.Workspace, id).Scan(&status, &erased)
 	if err != nil {
 		return noRows(fmt.Errorf("read task: %w", err), "task")
 	}
 	if status != StatusFailed && status != StatusCanceled {
 		return refuse(Conflict, "only a failed or canceled task can be retried; this one is %s", status)
+	}
+	if erased {
+		return refuse(Conflict, "the task's content was erased; there is nothing left to run")
 	}
 	if l.Waiting >= l.MaxWaiting {
 		return errBacklogFull()

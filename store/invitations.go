@@ -186,6 +186,9 @@ func holdSession(ctx context.Context, tx *sqlx.Tx, g Guest) error {
 // acceptInvitation is Join in the invitation's workspace, up to the member.
 func (w *Work) acceptInvitation(ctx context.Context, tokenHash []byte, user uuid.UUID, g Guest, s NewSession) error {
 	maxUsers, err := w.lockMembers(ctx)
+	if KindOf(err) == Unauthorized { // the workspace is leaving, and its invitations have ended
+		return refuse(NotFound, "no such invitation")
+	}
 	if err != nil {
 		return err
 	}

@@ -38,14 +38,15 @@ type load struct {
 	QuotaMS    int64      `db:"quota_ms"`
 	Period     time.Time  `db:"period"`
 	UsedMS     int64      `db:"used_ms"`
-	Now        time.Time  `db:"now"` // the database's clock in this transaction
+	Leaving    bool       `db:"leaving"` // the workspace is being deleted: nothing is submitted, claimed or retried
+	Now        time.Time  `db:"now"`     // the database's clock in this transaction
 
 	running  int   // leases
 	reserved int64 // milliseconds they hold
 }
 
 // loadColumns select a load. A period that has passed reads as a fresh one; saveLoads writes it down.
-const loadColumns = `workspace_id, queue, cap, max_waiting, waiting, paused, turn, turn_at, quota_ms, now() AS now,
+const loadColumns = `workspace_id, queue, cap, max_waiting, waiting, paused, turn, turn_at, quota_ms, leaving, now() AS now,
 	greatest(period, ` + currentPeriod + `) AS period, CASE WHEN period < ` + currentPeriod + ` THEN 0 ELSE used_ms END AS used_ms`
 
 // currentPeriod and currentDay are UTC whatever the session's time zone.
@@ -99,7 +100,7 @@ func (l *load) reservation(timeoutMS int) int {
 }
 
 // hasRoom reports whether a claim could be made now, quota aside.
-func (l *load) hasRoom() bool { return l.Paused == nil && l.running < l.Cap }
+func (l *load) hasRoom() bool { return l.Paused == nil && !l.Leaving && l.running < l.Cap }
 
 // issue puts the workspace in line.
 func (l *load) issue() Turn {

@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -64,11 +66,14 @@ func (w *Work) member(ctx context.Context, user uuid.UUID) (Member, error) {
 }
 
 // lockMembers locks the workspace's row, under which alone its members and invitations change, and returns how many
-// users it may have (0: any number).
+// users it may have (0: any number). Unauthorized when the workspace is leaving: nothing of it changes then.
 func (w *Work) lockMembers(ctx context.Context) (maxUsers int, err error) {
 	err = w.tx.GetContext(ctx, &maxUsers, `SELECT max_users FROM workspaces WHERE id = $1 FOR NO KEY UPDATE`, w.Workspace)
 	if err != nil {
-		return 0, noRows(fmt.Errorf("lock workspace: %w", err), "workspace")
+		if errors.Is(err, sql.ErrNoRows) {
+			return 0, errGone
+		}
+		return 0, fmt.Errorf("lock workspace: %w", err)
 	}
 	return maxUsers, nil
 }

@@ -26,13 +26,13 @@ type OwnWorkspace struct {
 	CreatedAt time.Time `db:"created_at"`
 }
 
-// OwnWorkspaces lists the workspaces that the user is a member of, newest first, those below before (uuid.Nil: from the
+// OwnWorkspaces lists the workspaces that the user is a member of and that are not leaving, newest first, those below before (uuid.Nil: from the
 // start).
 func (a *API) OwnWorkspaces(ctx context.Context, user, before uuid.UUID, limit int) ([]OwnWorkspace, error) {
 	list := []OwnWorkspace{}
 	err := a.inScope(ctx, Scope{User: user}, func(tx *sqlx.Tx) error {
 		return tx.SelectContext(ctx, &list, `SELECT w.id, w.name, w.plan, m.role, w.created_at FROM members m JOIN workspaces w ON w.id = m.workspace_id
-			WHERE m.user_id = $1 AND w.id < $2 ORDER BY w.id DESC LIMIT $3`, user, orMax(before), limit)
+			WHERE m.user_id = $1 AND w.status = 'active' AND w.id < $2 ORDER BY w.id DESC LIMIT $3`, user, orMax(before), limit)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list the user's workspaces: %w", err)
@@ -41,19 +41,13 @@ func (a *API) OwnWorkspaces(ctx context.Context, user, before uuid.UUID, limit i
 }
 
 // CreateWorkspace makes another workspace on the first plan, owned by the user of the work's scope, and notes the entry
-// in its audit log. PlanLimit when the user owns MaxFreeWorkspaces on that plan.
+// in its audit log. PlanLimit when the user has too many on that plan (see mayFound).
 func (w *Work) CreateWorkspace(ctx context.Context, user uuid.UUID, name string, e AuditEntry) (Workspace, error) {
 	if _, err := w.tx.ExecContext(ctx, `SELECT 1 FROM users WHERE id = $1 FOR NO KEY UPDATE`, user); err != nil {
 		return Workspace{}, fmt.Errorf("lock user: %w", err)
 	}
-	var owned int
-	err := w.tx.GetContext(ctx, &owned, `SELECT count(*) FROM members m JOIN workspaces x ON x.id = m.workspace_id
-		WHERE m.user_id = $1 AND m.role = $2 AND x.plan = $3`, user, RoleOwner, Plans[0].ID)
-	if err != nil {
-		return Workspace{}, fmt.Errorf("count the user's workspaces: %w", err)
-	}
-	if owned >= MaxFreeWorkspaces {
-		return Workspace{}, refuse(PlanLimit, "you own %d workspaces on the %s plan already; choose another plan for one of them first", owned, Plans[0].Name)
+	if err := mayFound(ctx, w.tx, user); err != nil {
+		return Workspace{}, err
 	}
 	made := &Work{Workspace: NewID(), tx: w.tx, notes: w.notes}
 	if err := made.found(ctx, user, name); err != nil {
@@ -68,6 +62,24 @@ func (w *Work) CreateWorkspace(ctx context.Context, user uuid.UUID, name string,
 		return Workspace{}, err
 	}
 	return ws, (Scope{Workspace: w.Workspace, User: user}).apply(ctx, w.tx)
+}
+
+// mayFound refuses with PlanLimit when the user has MaxFreeWorkspaces on the first plan: those that they own, and those
+// that they have deleted this month, whose agent time of the month they have had. The scope must be the user's.
+func mayFound(ctx context.Context, tx *sqlx.Tx, user uuid.UUID) error {
+	var have int
+	err := tx.GetContext(ctx, &have, `SELECT
+		(SELECT count(*) FROM members m JOIN workspaces x ON x.id = m.workspace_id WHERE m.user_id = $1 AND m.role = $2 AND x.plan = $3 AND x.status = 'active')
+		+ (SELECT count(*) FROM workspaces x WHERE x.deleted_by = $1 AND x.plan = $3 AND x.deleting_at >= date_trunc('month', now()))`,
+		user, RoleOwner, Plans[0].ID)
+	if err != nil {
+		return fmt.Errorf("count the user's workspaces: %w", err)
+	}
+	if have >= MaxFreeWorkspaces {
+		return refuse(PlanLimit, "you have %d workspaces on the %s plan, those counted that you deleted this month; choose another plan for one of them, or wait for the next month",
+			have, Plans[0].Name)
+	}
+	return nil
 }
 
 // found inserts the work's workspace on the first plan with the user as its owner, and leaves their scope set.
@@ -94,14 +106,18 @@ func (w *Work) found(ctx context.Context, user uuid.UUID, name string) error {
 }
 
 // chooseWorkspace finds where the user signs in: the wanted workspace, or (zero) the one that they have been in
-// longest. Somebody who was removed from their last one gets a new one of their own: their address is registered, so
-// they could not come back otherwise. The scope must be the user's.
+// longest, leaving ones left out. Somebody whose last one they were removed from, or have deleted, gets a new one of their
+// own: their address is registered, so they could not come back otherwise. PlanLimit when they have made and deleted too
+// many (see mayFound). The scope must be the user's.
 func chooseWorkspace(ctx context.Context, tx *sqlx.Tx, n *notes, user uuid.UUID, wanted Wanted, by By) (uuid.UUID, error) {
 	var ws uuid.UUID
-	err := tx.GetContext(ctx, &ws, `SELECT m.workspace_id FROM members m JOIN workspaces w ON w.id = m.workspace_id
+	err := tx.GetContext(ctx, &ws, `SELECT m.workspace_id FROM members m JOIN workspaces w ON w.id = m.workspace_id AND w.status = 'active'
 		WHERE m.user_id = $1 AND CASE WHEN $2::uuid IS NOT NULL THEN w.id = $2 WHEN $3::text <> '' THEN w.slug = $3 ELSE true END
 		ORDER BY m.created_at, m.workspace_id LIMIT 1`, user, uuid.NullUUID{UUID: wanted.ID, Valid: wanted.ID != uuid.Nil}, wanted.Slug)
 	if errors.Is(err, sql.ErrNoRows) && wanted == (Wanted{}) {
+		if err := mayFound(ctx, tx, user); err != nil {
+			return uuid.Nil, err
+		}
 		fresh := &Work{Workspace: NewID(), tx: tx, notes: n}
 		if err := fresh.found(ctx, user, "My workspace"); err != nil {
 			return uuid.Nil, err

@@ -65,7 +65,7 @@ func (w *Work) join(ctx context.Context, n int, runnable bool) error {
 		WHERE workspace_id = $1 AND waiting + $2 <= max_waiting RETURNING `+loadColumns, w.Workspace, n)
 	if err != nil {
 		if errors.Is(err, sql.ErrNoRows) {
-			return errBacklogFull()
+			return w.notJoined(ctx)
 		}
 		return fmt.Errorf("join the line: %w", err)
 	}
@@ -73,6 +73,19 @@ func (w *Work) join(ctx context.Context, n int, runnable bool) error {
 		return nil
 	}
 	return w.settle(ctx, &l)
+}
+
+// notJoined says why tasks may not join the line. A workspace that is leaving lets the API's role change nothing (see
+// migration 00006).
+func (w *Work) notJoined(ctx context.Context) error {
+	var leaving bool
+	if err := w.tx.GetContext(ctx, &leaving, `SELECT leaving FROM workspace_load WHERE workspace_id = $1`, w.Workspace); err != nil {
+		return noRows(fmt.Errorf("read load row: %w", err), "workspace")
+	}
+	if leaving {
+		return errGone
+	}
+	return errBacklogFull()
 }
 
 func errBacklogFull() error {

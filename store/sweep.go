@@ -161,7 +161,7 @@ func (s *System) IssueMissed(ctx context.Context) (missed, turned []Turn, err er
 			SELECT t.timeout_ms FROM tasks t WHERE t.workspace_id = w.workspace_id AND t.status = 'queued'
 				AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = t.workspace_id AND l.task_id = t.id)
 			ORDER BY t.priority DESC, t.id LIMIT 1) best
-		WHERE w.turn IS NULL AND w.paused IS NULL AND w.waiting > 0 AND r.running < w.cap
+		WHERE w.turn IS NULL AND w.paused IS NULL AND NOT w.leaving AND w.waiting > 0 AND r.running < w.cap
 			AND `+quotaLeft+` >= least(best.timeout_ms, $1)
 		LIMIT 1000`, minReservationMS)
 	if err != nil {
@@ -276,7 +276,8 @@ func (s *System) Resign(ctx context.Context, name string, me uuid.UUID) error {
 const sweepBatch = 5000
 
 // Sweep removes what has served: workers that left a day ago, idempotency keys older than keep (at least 24 h by
-// contract), sessions that ended and Stripe events that were handled a month ago, unhandled ones after 180 days. What it did stands when ctx ends; the next round goes on.
+// contract), sessions, invitations that ended and Stripe events that were handled a month ago, unhandled ones after 180
+// days, mailed tokens that lapsed a day ago. What it did stands when ctx ends; the next round goes on.
 func (s *System) Sweep(ctx context.Context, keepKeys time.Duration) error {
 	const ended = `least(s.expires_at, coalesce(s.revoked_at, s.expires_at)) < now() - interval '30 days'`
 	const itsTokens = `(SELECT 1 FROM refresh_tokens r WHERE r.workspace_id = s.workspace_id AND r.session_id = s.id)`
@@ -290,6 +291,10 @@ func (s *System) Sweep(ctx context.Context, keepKeys time.Duration) error {
 			FROM idempotency_keys WHERE created_at < now() - $2 * interval '1 millisecond' LIMIT $1)`, []any{keepKeys.Milliseconds()}},
 		{"old refresh tokens", `DELETE FROM refresh_tokens r USING (SELECT workspace_id, id FROM sessions s WHERE ` + ended + ` AND EXISTS ` + itsTokens + ` LIMIT $1) s
 			WHERE r.workspace_id = s.workspace_id AND r.session_id = s.id`, nil},
+		{"old invitations", `DELETE FROM invitations WHERE (workspace_id, id) IN (SELECT workspace_id, id FROM invitations
+			WHERE least(expires_at, coalesce(accepted_at, revoked_at, expires_at)) < now() - interval '30 days' LIMIT $1)`, nil},
+		{"old mailed tokens", `DELETE FROM user_tokens WHERE (user_id, created_at) IN (SELECT user_id, created_at FROM user_tokens
+			WHERE expires_at < now() - interval '1 day' LIMIT $1)`, nil},
 		{"old sessions", `DELETE FROM sessions WHERE (workspace_id, id) IN (SELECT workspace_id, id FROM sessions s WHERE ` + ended + ` AND NOT EXISTS ` + itsTokens + ` LIMIT $1)`, nil},
 		{"old stripe events", `DELETE FROM stripe_events WHERE id IN (SELECT id FROM stripe_events WHERE handled_at < now() - interval '30 days'
 			OR received_at < now() - interval '180 days' LIMIT $1)`, nil},

@@ -71,8 +71,9 @@ type Task struct {
 	FinishedAt        *time.Time      `db:"finished_at"`
 	CancelRequestedAt *time.Time      `db:"cancel_requested_at"`
 	ExpiresAt         *time.Time      `db:"expires_at"`
-	Result            json.RawMessage `db:"result"` // {output, data}; null until succeeded, and in lists
-	Error             json.RawMessage `db:"error"`  // {code, message, retryable}; null unless the last attempt failed
+	ErasedAt          *time.Time      `db:"erased_at"` // its content is gone: prompt, input, metadata, result, error texts (erasure.go)
+	Result            json.RawMessage `db:"result"`    // {output, data}; null until succeeded, and in lists
+	Error             json.RawMessage `db:"error"`     // {code, message, retryable}; null unless the last attempt failed
 	Usage
 }
 
@@ -102,7 +103,7 @@ func Final(status string) bool {
 const (
 	taskHead = `t.id, CASE WHEN l.id IS NULL THEN t.status ELSE 'running' END AS status, t.agent, t.model, t.metadata,
 		t.priority, t.timeout_ms, coalesce(l.attempt, t.attempt) AS attempt, t.max_attempts, t.crashes, t.run_at, t.created_at,
-		coalesce(t.started_at, l.claimed_at) AS started_at, t.finished_at, t.cancel_requested_at, t.expires_at, coalesce(t.error, 'null') AS error,
+		coalesce(t.started_at, l.claimed_at) AS started_at, t.finished_at, t.cancel_requested_at, t.expires_at, t.erased_at, coalesce(t.error, 'null') AS error,
 		t.api_key_id, t.created_by_user, t.agent_ms, t.provider_calls, t.input_tokens, t.output_tokens, t.cost_microusd`
 	taskColumns = taskHead + `, t.prompt, t.input, coalesce(t.result, 'null') AS result`
 	listColumns = taskHead + `, '' AS prompt, 'null'::jsonb AS input, 'null'::jsonb AS result`

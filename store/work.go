@@ -20,6 +20,7 @@ type Work struct {
 	notes     *notes // nil where nothing is noted
 	turns     []Turn
 	cancels   []uuid.UUID
+	about     uuid.NullUUID // the one task that the answer will show, when it is an older one
 }
 
 // Answer is what a request is answered, as stored for its idempotency key.
@@ -119,7 +120,7 @@ func (w *Work) claimKey(ctx context.Context, key *IdempotencyKey) (*Answer, erro
 		return nil, refuse(KeyReused, "this Idempotency-Key was used with another body")
 	}
 	if row.Response == nil {
-		return nil, refuse(Conflict, "a request with this Idempotency-Key has already succeeded; its answer held a credential and was not kept")
+		return nil, refuse(Conflict, "a request with this Idempotency-Key has already succeeded; its answer held a credential and was not kept, or was erased")
 	}
 	answer := Answer{Status: row.Status, Body: row.Response}
 	if err := json.Unmarshal([]byte(row.Headers), &answer.Headers); err != nil {
@@ -133,9 +134,9 @@ func (w *Work) storeAnswer(ctx context.Context, key *IdempotencyKey, answer Answ
 	if err != nil {
 		return fmt.Errorf("write idempotency key's headers: %w", err)
 	}
-	_, err = w.tx.ExecContext(ctx, `INSERT INTO idempotency_keys (workspace_id, route, key, body_hash, status, headers, response)
-		VALUES ($1, $2, $3, $4, $5, coalesce(nullif($6, 'null'), '{}')::jsonb, $7)`,
-		w.Workspace, key.Route, key.Key, key.BodyHash[:], answer.Status, string(headers), answer.Body)
+	_, err = w.tx.ExecContext(ctx, `INSERT INTO idempotency_keys (workspace_id, route, key, body_hash, status, headers, response, task_id)
+		VALUES ($1, $2, $3, $4, $5, coalesce(nullif($6, 'null'), '{}')::jsonb, $7, $8)`,
+		w.Workspace, key.Route, key.Key, key.BodyHash[:], answer.Status, string(headers), answer.Body, w.about)
 	if err != nil {
 		return fmt.Errorf("store idempotency key: %w", err)
 	}

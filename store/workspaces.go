@@ -57,10 +57,10 @@ func (s *System) Workspace(ctx context.Context, id uuid.UUID) (Workspace, error)
 	return w, nil
 }
 
-// Workspaces lists all workspaces, newest first, after the given id (uuid.Nil: from the start), at most limit.
+// Workspaces lists the workspaces that are not deleted, newest first, after the given id (uuid.Nil: from the start), at most limit.
 func (s *System) Workspaces(ctx context.Context, after uuid.UUID, limit int) ([]Workspace, error) {
 	list := []Workspace{}
-	err := s.db.SelectContext(ctx, &list, workspaceQuery+` WHERE $1::uuid = '00000000-0000-0000-0000-000000000000' OR w.id < $1 ORDER BY w.id DESC LIMIT $2`, after, limit)
+	err := s.db.SelectContext(ctx, &list, workspaceQuery+` WHERE w.status <> 'deleted' AND ($1::uuid = '00000000-0000-0000-0000-000000000000' OR w.id < $1) ORDER BY w.id DESC LIMIT $2`, after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list workspaces: %w", err)
 	}
@@ -198,13 +198,17 @@ func (s *System) Resume(ctx context.Context, ws uuid.UUID, by Operator) ([]Turn,
 	})
 }
 
-// change runs fn under the load row's lock, writes the limits and the audit entry, and settles.
+// change runs fn under the load row's lock, writes the limits and the audit entry, and settles. A workspace that is being
+// deleted is a Conflict.
 func (s *System) change(ctx context.Context, ws uuid.UUID, by Operator, action string, details map[string]any, fn func(*sqlx.Tx, *load) error) ([]Turn, error) {
 	var turns []Turn
 	err := s.inAudited(ctx, func(tx *sqlx.Tx, n *notes) error {
 		l, err := lockLoad(ctx, tx, ws)
 		if err != nil {
 			return err
+		}
+		if l.Leaving {
+			return errLeaving()
 		}
 		before := share{l.UsedMS, l.QuotaMS}
 		if err := fn(tx, l); err != nil {

@@ -85,3 +85,24 @@ func CheckLedger(t testing.TB, e *Env) {
 		}
 	}
 }
+
+// Traces names the tables in which the text (letters and digits) stands, in any column of any row, bytes included.
+func Traces(t testing.TB, e *Env, text string) []string {
+	t.Helper()
+	db := e.Admin(t)
+	var tables, found []string
+	if err := db.Select(&tables, `SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') ORDER BY 1`); err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range tables {
+		var there bool
+		err := db.Get(&there, `SELECT EXISTS (SELECT 1 FROM `+table+` r WHERE strpos(r::text, $1) > 0 OR strpos(r::text, encode($1::text::bytea, 'hex')) > 0)`, text)
+		if err != nil {
+			t.Fatalf("search %s: %v", table, err)
+		}
+		if there {
+			found = append(found, table)
+		}
+	}
+	return found
+}
