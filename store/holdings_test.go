@@ -71,8 +71,8 @@ func TestHoldingsNameEveryTableAndColumn(t *testing.T) {
 			}
 		}
 	}
-	for table := range tenantTables {
-		if !held[table] {
+	for table, wall := range tables {
+		if !held[table] && !wall.shared {
 			t.Errorf("nobody has decided what becomes of %s when its workspace leaves", table)
 		}
 	}

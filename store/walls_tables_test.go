@@ -26,9 +26,10 @@ type walls struct {
 	opens string
 	// workerSees and systemSees: operations on all workspaces' rows. "" is siud where anything is granted; "-" is none.
 	workerSees, systemSees string
+	systemRefuses          string // operations that show the rows to the system's role, whose policies refuse the new row as it is seeded
 
 	checks map[string]check // by constraint name
-	more   []probe          // what none of this says: a role's statements without any setting; table, kind and name are filled in
+	more   []probe          // what none of this says: a role's statements, without a setting or under A's (scope.name: workspace, user, …); table, kind and name are filled in
 }
 
 // check is a CHECK constraint's bad value and its good twin, as the SET clause of an UPDATE of the seeded row.
@@ -43,26 +44,41 @@ const (
 	systemHead  = `INSERT INTO audit_heads (workspace_id, seq, at, hash) SELECT '00000000-0000-0000-0000-000000000000', 0, 'epoch', ` + hash32
 )
 
+// allLeave lets both workspaces leave, by their own users.
+const allLeave = `UPDATE workspaces SET status = 'deleting', deleting_at = now(), deleted_by = name::uuid`
+
 // stripeEvent lacks its last value, handled_at.
 const stripeEvent = `INSERT INTO stripe_events (id, type, livemode, created_at, payload, handled_at) SELECT 'evt', 't', true, now(), 'x', `
 
 var tables = map[string]walls{
 	"users": {key: "id", ofUser: true, seed: `INSERT INTO users (id, email, password_hash) SELECT $2::uuid, $2::uuid::text || '@' || $1::uuid::text, 'none'`,
-		api: "s i u(password_hash,email_verified_at)", system: "s(id,email,created_at)", opens: "user:siu workspace:s email:s", systemSees: "s",
-		checks: map[string]check{"users_email_check": {`email = 'A@EXAMPLE.COM'`, `email = 'a@example.com'`}}},
+		api: "s i u(password_hash,email_verified_at)", system: "s(id,email,created_at,email_verified_at,erased_at) u(email,password_hash,email_verified_at,erased_at)", opens: "user:siu workspace:s email:s",
+		systemSees: "su", systemRefuses: "u", // it erases: no other change passes
+		checks: map[string]check{"users_email_check": {`email = 'A@EXAMPLE.COM'`, `email = 'a@example.com'`}},
+		more: []probe{{role: store.RoleSystem, do: `UPDATE users SET erased_at = now(), password_hash = ''`, want: []string{"ok 2"}},
+			{role: store.RoleSystem, do: `UPDATE users SET erased_at = now(), password_hash = 'known'`, want: []string{"policy"}}}},
 	"workspaces": {key: "id", seed: `INSERT INTO workspaces (id, name, plan, requests_per_hour, max_users, provider_budget_microusd, stripe_customer_id, slug)
 		SELECT $1::uuid, $2::uuid::text, 'free', 100, 1, 0, gen_random_uuid()::text, 's' || md5($1::text)`,
-		api: "s i u(name,settings,slug,updated_at)", system: "s u", opens: "workspace:siu user:s",
+		api: "s i u(name,settings,slug,updated_at,status,deleting_at,deleted_by)", system: "s u", opens: "workspace:siu user:s",
 		checks: map[string]check{
 			"workspaces_name_check":                     {`name = ''`, `name = 'x'`},
 			"workspaces_slug_check":                     {`slug = '-a'`, `slug = 'abc'`},
-			"workspaces_status_check":                   {`status = 'gone'`, `status = 'deleting'`},
+			"workspaces_status_check":                   {`status = 'gone', deleting_at = now()`, `status = 'deleting', deleting_at = now()`},
+			"workspaces_leaving_check":                  {`deleting_at = now()`, `status = 'deleting', deleting_at = now()`},
 			"workspaces_requests_per_hour_check":        {`requests_per_hour = -1`, `requests_per_hour = 0`},
 			"workspaces_max_users_check":                {`max_users = -1`, `max_users = 0`},
-			"workspaces_provider_budget_microusd_check": {`provider_budget_microusd = -1`, `provider_budget_microusd = 0`}}},
+			"workspaces_provider_budget_microusd_check": {`provider_budget_microusd = -1`, `provider_budget_microusd = 0`}},
+		more: []probe{ // one that is leaving: the API changes nothing of it, and shows who deleted it that it was theirs
+			{role: store.RoleAPI, scope: scope{name: "workspace"}, before: allLeave, do: `UPDATE workspaces SET name = 'x'`, want: []string{"ok 0"}},
+			{role: store.RoleSystem, before: allLeave, do: `UPDATE workspaces SET name = 'x'`, want: []string{"ok 2"}},
+			{role: store.RoleAPI, scope: scope{name: "workspace"}, do: `UPDATE workspaces SET status = 'deleting', deleting_at = now()`, want: []string{"ok 1"}},
+			{role: store.RoleAPI, scope: scope{name: "workspace"}, do: `UPDATE workspaces SET status = 'deleted'`, want: []string{"policy"}},
+			{role: store.RoleAPI, scope: scope{name: "user"}, before: allLeave + `; DELETE FROM members`, do: `SELECT count(*) FROM workspaces`, want: []string{"ok 1"}},
+			{role: store.RoleAPI, before: allLeave + `; DELETE FROM members`, do: `SELECT count(*) FROM workspaces`, want: []string{"ok 0"}},
+			{role: roleOwner, scope: scope{name: "user"}, before: allLeave, do: `SELECT count(*) FROM workspaces`, want: []string{"ok 0"}}}},
 	"workspace_load": {seed: `INSERT INTO workspace_load (workspace_id, queue, cap, max_waiting, quota_ms, period)
 		SELECT $1::uuid, 'free', 1, 10, 0, date_trunc('month', now())::date WHERE $2::uuid IS NOT NULL`,
-		api: "s i u(waiting,turn,turn_at,period,used_ms)", worker: "s u(waiting,turn,turn_at,period,used_ms,event_seq)", system: "s u",
+		api: "s i u(waiting,turn,turn_at,period,used_ms,leaving)", worker: "s u(waiting,turn,turn_at,period,used_ms,event_seq)", system: "s u",
 		checks: map[string]check{
 			"workspace_load_queue_check":       {`queue = 'vip'`, `queue = 'pro'`},
 			"workspace_load_cap_check":         {`cap = -1`, `cap = 0`},
@@ -73,9 +89,13 @@ var tables = map[string]walls{
 			"workspace_load_used_ms_check":     {`used_ms = -1`, `used_ms = 1`},
 			"workspace_load_event_seq_check":   {`event_seq = -1`, `event_seq = 1`},
 			"workspace_load_period_check":      {`period = '2026-11-02'`, `period = '2026-11-01'`},
-			"workspace_load_check":             {`turn_at = now()`, `turn = gen_random_uuid(), turn_at = now()`}}},
+			"workspace_load_check":             {`turn_at = now()`, `turn = gen_random_uuid(), turn_at = now()`}},
+		more: []probe{ // one that is leaving: nothing joins its line through the API
+			{role: store.RoleAPI, scope: scope{name: "workspace"}, before: `UPDATE workspace_load SET leaving = true`, do: `UPDATE workspace_load SET waiting = 1`, want: []string{"ok 0"}},
+			{role: store.RoleAPI, scope: scope{name: "workspace"}, do: `UPDATE workspace_load SET leaving = true`, want: []string{"ok 1"}},
+			{role: store.RoleWorker, before: `UPDATE workspace_load SET leaving = true`, do: `UPDATE workspace_load SET waiting = 1`, want: []string{"ok 2"}}}},
 	"members": {seed: `INSERT INTO members (workspace_id, user_id, role) VALUES ($1, $2, 'owner')`,
-		api: "s i u(role) d", system: "s", opens: "workspace:siud user:s", systemSees: "s",
+		api: "s i u(role) d", system: "s d", opens: "workspace:siud user:s", systemSees: "sd",
 		checks: map[string]check{"members_role_check": {`role = 'god'`, `role = 'viewer'`}}},
 	"sessions": {seed: `INSERT INTO sessions (workspace_id, id, user_id, expires_at) VALUES ($1, $1, $2, now() + interval '1 day')`,
 		api: "s i u(expires_at,revoked_at,revoked_why)", system: "s(workspace_id,id,user_id,expires_at,revoked_at) d", opens: "workspace:siud user:su"},
@@ -85,26 +105,28 @@ var tables = map[string]walls{
 		checks: map[string]check{"refresh_tokens_token_hash_check": {`token_hash = 'short'`, `token_hash = ` + hash32}}},
 	"invitations": {seed: `INSERT INTO invitations (workspace_id, id, email, role, token_hash, invited_by, expires_at)
 		VALUES ($1, gen_random_uuid(), gen_random_uuid()::text, 'viewer', ` + hash32 + `, $2, now() + interval '1 day')`,
-		api: "s i u(accepted_at,revoked_at)", opens: "workspace:siud credential:s",
+		api: "s i u(accepted_at,revoked_at)", system: "s(workspace_id,id,accepted_at,revoked_at,expires_at) d", opens: "workspace:siud credential:s", systemSees: "sd",
 		checks: map[string]check{
 			"invitations_email_check":      {`email = 'A@EXAMPLE.COM'`, `email = 'a@example.com'`},
 			"invitations_role_check":       {`role = 'god'`, `role = 'owner'`},
 			"invitations_token_hash_check": {`token_hash = 'short'`, `token_hash = ` + hash32}}},
 	"user_tokens": {key: "user_id", ofUser: true, seed: `INSERT INTO user_tokens (user_id, token_hash, purpose, expires_at)
 		SELECT $2::uuid, ` + hash32 + `, 'reset', now() + interval '1 hour' WHERE $1::uuid IS NOT NULL`,
-		api: "s i u(used_at)", opens: "user:siud credential:s",
+		api: "s i u(used_at)", system: "s(user_id,purpose,created_at,expires_at) i d", opens: "user:siud credential:s", systemSees: "sid",
 		checks: map[string]check{
 			"user_tokens_purpose_check":    {`purpose = 'fun'`, `purpose = 'verify'`},
-			"user_tokens_token_hash_check": {`token_hash = 'short'`, `token_hash = ` + hash32}}},
+			"user_tokens_token_hash_check": {`token_hash = 'short'`, `token_hash = ` + hash32}},
+		more: []probe{{role: store.RoleSystem, want: []string{"policy"}, // an operator's tokens reset passwords, and prove nothing
+			do: `INSERT INTO user_tokens (user_id, token_hash, purpose, expires_at) SELECT id, ` + hash32 + `, 'verify', now() FROM users`}}},
 	"api_keys": {seed: `INSERT INTO api_keys (workspace_id, id, name, prefix, key_hash, role, scopes, created_by)
 		VALUES ($1, gen_random_uuid(), 'k', 'mst', ` + hash32 + `, 'viewer', '{}', $2)`,
-		api: "s i u(expires_at,last_used_at,revoked_at)", opens: "workspace:siud credential:s",
+		api: "s i u(expires_at,last_used_at,revoked_at)", system: "s(workspace_id,id) d", opens: "workspace:siud credential:s", systemSees: "sd",
 		checks: map[string]check{
 			"api_keys_name_check":     {`name = ''`, `name = 'x'`},
 			"api_keys_role_check":     {`role = 'god'`, `role = 'owner'`},
 			"api_keys_key_hash_check": {`key_hash = 'short'`, `key_hash = ` + hash32}}},
 	"agents": {seed: `INSERT INTO agents (workspace_id, id, name) SELECT $1::uuid, gen_random_uuid(), gen_random_uuid()::text WHERE $2::uuid IS NOT NULL`,
-		api: "s i u d", worker: "s", system: "s", workerSees: "s", systemSees: "s",
+		api: "s i u d", worker: "s", system: "s d", workerSees: "s", systemSees: "sd",
 		checks: map[string]check{"agents_name_check": {`name = ''`, `name = 'x'`}}},
 	"audit_heads": {seed: `INSERT INTO audit_heads (workspace_id, seq, at, hash) SELECT $1::uuid, 0, 'epoch', ` + hash32 + ` WHERE $2::uuid IS NOT NULL`,
 		api: "s i u(seq,at,hash)", worker: "s i u(seq,at,hash)", system: "s i u(seq,at,hash)",
@@ -130,13 +152,13 @@ var tables = map[string]walls{
 			{role: roleOwner, before: `ALTER TABLE audit_log DISABLE TRIGGER USER`, do: systemEntry, want: []string{"policy"}}}},
 	"idempotency_keys": {seed: `INSERT INTO idempotency_keys (workspace_id, route, key, body_hash, status)
 		SELECT $1::uuid, 'r', gen_random_uuid()::text, ` + hash32 + `, 200 WHERE $2::uuid IS NOT NULL`,
-		api: "s i", system: "s(workspace_id,route,key,created_at) d",
+		api: "s i u(response)", system: "s(workspace_id,route,key,created_at) d",
 		checks: map[string]check{
 			"idempotency_keys_key_check":       {`key = ''`, `key = 'x'`},
 			"idempotency_keys_body_hash_check": {`body_hash = 'short'`, `body_hash = ` + hash32}}},
 	"tasks": {seed: `INSERT INTO tasks (workspace_id, id, status, agent, model, prompt, timeout_ms, max_attempts, first_max_attempts)
 		SELECT $1::uuid, gen_random_uuid(), 'queued', 'a', 'auto', 'p', 1000, 1, 1 WHERE $2::uuid IS NOT NULL`,
-		api: "s i u", worker: "s u", system: "s u",
+		api: "s i u", worker: "s u", system: "s u d",
 		checks: map[string]check{
 			"tasks_status_check":             {`status = 'running'`, `status = 'queued'`},
 			"tasks_check":                    {`finished_at = now()`, `finished_at = now(), status = 'failed'`},
@@ -151,7 +173,7 @@ var tables = map[string]walls{
 		checks: map[string]check{"leases_reserved_ms_check": {`reserved_ms = 0`, `reserved_ms = 1`}}},
 	"attempts": {seed: `INSERT INTO attempts (workspace_id, id, task_id, attempt, worker_id, outcome, billable, started_at, agent_ms)
 		SELECT $1::uuid, gen_random_uuid(), gen_random_uuid(), 1, gen_random_uuid(), 'succeeded', true, now(), 1 WHERE $2::uuid IS NOT NULL`,
-		api: "s", worker: "s i", system: "s i",
+		api: "s u(error)", worker: "s i", system: "s i u(error)", opens: "workspace:su",
 		checks: map[string]check{
 			"attempts_outcome_check":  {`outcome = 'lucky'`, `outcome = 'crashed'`},
 			"attempts_agent_ms_check": {`agent_ms = -1`, `agent_ms = 0`}}},

@@ -205,7 +205,11 @@ func (w *tenants) probes(t testing.TB, table string) []probe {
 	t.Helper()
 	all := w.grantProbes(table)
 	for _, p := range tables[table].more {
-		p.table, p.kind, p.name = table, rowsKind, fmt.Sprintf("%s: %s; %s", p.role, p.before, p.do)
+		if p.scope.name != "" {
+			_, ofA, _ := w.scopes(t, table)
+			p.scope = ofA[slices.IndexFunc(ofA, func(s scope) bool { return s.setting() == p.scope.name })]
+		}
+		p.table, p.kind, p.name = table, rowsKind, fmt.Sprintf("%s under %q: %s; %s", p.role, p.scope.name, p.before, p.do)
 		all = append(all, p)
 	}
 	if tables[table].shared {
@@ -281,7 +285,11 @@ func (w *tenants) rowProbes(t testing.TB, table, role string, s scope, own bool,
 		if columns, ok := granted(wall.grants(role), "u"); ok && every == "" {
 			set = w.cat.plainColumn(table, columns)
 		}
-		add("updates", every, fmt.Sprintf(`UPDATE %s SET %s = %s`, table, set, w.literal(t, table, set)), answer("u", fmt.Sprint("ok ", visible("u")))...)
+		updated := fmt.Sprint("ok ", visible("u"))
+		if role == store.RoleSystem && strings.Contains(wall.systemRefuses, "u") {
+			updated = "policy"
+		}
+		add("updates", every, fmt.Sprintf(`UPDATE %s SET %s = %s`, table, set, w.literal(t, table, set)), answer("u", updated)...)
 		var blocked []string // past the policies, stopped by another table's reference
 		if visible("d") > 0 {
 			blocked = w.cat.referencedBy(table)
