@@ -48,6 +48,7 @@ var canaryBodies = map[string]func(r *rand.Rand, z *zoo, a *animal) any{
 	"DELETE /v1/sessions/{id}":     nil,
 	"POST /v1/workspaces":          func(r *rand.Rand, z *zoo, a *animal) any { return map[string]any{"name": a.word} },
 	"PATCH /v1/workspace":          func(r *rand.Rand, z *zoo, a *animal) any { return map[string]any{"name": "ws " + a.word} },
+	"DELETE /v1/workspace":         func(r *rand.Rand, z *zoo, a *animal) any { return map[string]any{"confirm": "not " + a.word} },
 	"PATCH /v1/members/{user_id}":  func(r *rand.Rand, z *zoo, a *animal) any { return map[string]any{"role": "viewer"} },
 	"DELETE /v1/members/{user_id}": nil,
 	"POST /v1/invitations": func(r *rand.Rand, z *zoo, a *animal) any {
@@ -61,6 +62,7 @@ var canaryBodies = map[string]func(r *rand.Rand, z *zoo, a *animal) any{
 	"POST /v1/tasks/cancel": func(r *rand.Rand, z *zoo, a *animal) any {
 		return map[string]any{"metadata": map[string]string{"word": a.word, "n": "1"}}
 	},
+	"DELETE /v1/tasks/{id}":      nil,
 	"POST /v1/tasks/{id}/cancel": nil,
 	"POST /v1/tasks/{id}/retry":  nil,
 	"POST /v1/api-keys": func(r *rand.Rand, z *zoo, a *animal) any {
