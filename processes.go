@@ -283,6 +283,16 @@ func runScheduler(ctx context.Context, c *cli, args []string) error {
 	system, line, reg := store.NewSystem(db), jobs.NewLine(rdb), newRegistry()
 	s := &scheduler{id: uuid.New(), system: system, line: line, turns: turns, client: asynq.NewClientFromRedisClient(rdb), log: log,
 		metrics: newSchedulerMetrics(reg), last: map[string]time.Time{}, leaving: seeingOut{grace: cfg.DeletionGrace}}
+	if cfg.SMTPURL != "" {
+		m, err := mail.New(mail.Config{URL: cfg.SMTPURL, From: cfg.MailFrom, Log: log})
+		if err != nil {
+			return err
+		}
+		defer m.Close(context.WithoutCancel(ctx)) // nothing is queued
+		s.mail = m
+	} else {
+		log.Warn().Msg("SMTP_URL is not set: nobody is mailed that a quota is used up")
+	}
 	mux := asynq.NewServeMux()
 	if cfg.StripeSecretKey != "" {
 		pusher, err := newPusher(cfg, system, log)

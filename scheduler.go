@@ -53,6 +53,7 @@ type scheduler struct {
 	client  *asynq.Client                                  // for system jobs
 	push    func(ctx context.Context, day time.Time) error // nil: no Stripe account is configured
 	leaving seeingOut
+	mail    postman // nil: no mail server is configured
 	log     zerolog.Logger
 	metrics *schedulerMetrics
 
@@ -77,6 +78,7 @@ type schedulerMetrics struct {
 
 	leavingBlocked prometheus.Gauge
 	erased         prometheus.Counter
+	mails          *prometheus.CounterVec // of notices; outcome: sent, failed, given_up
 }
 
 func newSchedulerMetrics(reg prometheus.Registerer) *schedulerMetrics {
@@ -91,7 +93,8 @@ func newSchedulerMetrics(reg prometheus.Registerer) *schedulerMetrics {
 	}
 	m.leavingBlocked = prometheus.NewGauge(prometheus.GaugeOpts{Name: "muster_leaving_blocked", Help: "Deleted workspaces that cannot be erased until an operator mends something."})
 	m.erased = prometheus.NewCounter(prometheus.CounterOpts{Name: "muster_erased_workspaces_total", Help: "Deleted workspaces that were erased."})
-	reg.MustRegister(m.leavingBlocked, m.erased, m.leading, m.recovered, m.repaired, m.promoted, m.dead, m.failures)
+	m.mails = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "muster_notice_mails_total", Help: "Letters about used-up quotas, by how the try ended."}, []string{"outcome"})
+	reg.MustRegister(m.leavingBlocked, m.erased, m.mails, m.leading, m.recovered, m.repaired, m.promoted, m.dead, m.failures)
 	m.repaired.WithLabelValues("lost")
 	m.repaired.WithLabelValues("missed")
 	return m
@@ -115,6 +118,9 @@ func (s *scheduler) run(ctx context.Context) {
 	loops.Go(func() { s.campaign(ctx, leading) })
 	loops.Go(func() { s.eachTick(ctx, leading, s.watchOnce) })
 	loops.Go(func() { s.eachTick(ctx, leading, s.leaveOnce) }) // erasing may take long too
+	if s.mail != nil {                                         // apart, because a mail server that hangs must delay nothing else
+		loops.Go(func() { s.eachTick(ctx, leading, s.mailOnce) })
+	}
 	s.eachTick(ctx, leading, s.sweepOnce)
 }
 
@@ -215,6 +221,7 @@ func (s *scheduler) sweepOnce(ctx context.Context) {
 		return err
 	})
 	s.every(ctx, 10*time.Minute, "retention", func(ctx context.Context) error { return s.system.Sweep(ctx, keepKeys) })
+	s.every(ctx, time.Hour, "told", s.system.SweepTold)
 	if s.push != nil {
 		s.every(ctx, time.Minute, "nightly", s.nightly)
 	}

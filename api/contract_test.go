@@ -91,6 +91,9 @@ func contractFault(method, path string, r *reply) string {
 		if content[media] == nil {
 			return fmt.Sprintf("the content type %q is not documented", media)
 		}
+		if media == eventMedia {
+			return ""
+		}
 		pointer = at + "/content/" + escapeJSON.Replace(media) + "/schema"
 	} else if r.status != http.StatusNotFound && r.status != http.StatusMethodNotAllowed {
 		return "an unknown route must be a 404 or a 405"

@@ -49,6 +49,7 @@ var (
 	probKeyReused        = problem{http.StatusUnprocessableEntity, "idempotency_key_reused", "The key was used with another body"}
 	probRateLimited      = problem{http.StatusTooManyRequests, "rate_limited", "Too many requests"}
 	probSignInDelayed    = problem{http.StatusTooManyRequests, "sign_in_delayed", "Sign-ins are slowed down"}
+	probTooManyStreams   = problem{http.StatusTooManyRequests, "too_many_streams", "Too many event streams are open"}
 	probBacklogFull      = problem{http.StatusTooManyRequests, "backlog_full", "Too many tasks are waiting"}
 	probInternal         = problem{http.StatusInternalServerError, "internal", "Something went wrong"}
 	probUnavailable      = problem{http.StatusServiceUnavailable, "unavailable", "A part of the service is down"}

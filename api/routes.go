@@ -116,6 +116,10 @@ var routes = []route{
 		params: idParam{}, answers: map[int]any{200: agentJSON{}}, handle: (*Server).getAgent},
 	{method: http.MethodGet, path: "/v1/usage", role: store.RoleViewer, scope: "usage:read", summary: "What was metered, summed, newest first",
 		params: usageParams{}, answers: map[int]any{200: listJSON[usageRowJSON]{}}, handle: (*Server).getUsage},
+	{method: http.MethodGet, path: "/v1/events", role: store.RoleViewer, scope: "tasks:read", waits: true, media: eventMedia, summary: "What happens in the workspace, as it happens",
+		details: "Server-sent events. usage: 80 or 100 percent of a quota are used; its data has at, task_id (null) and data with meter, percent, used, limit and period. " +
+			"reset: events before its id are no longer kept (7 days). Comments come every 15 seconds. The stream ends with the credential; connect anew with Last-Event-ID.",
+		params: eventsParams{}, answers: map[int]any{200: ""}, problems: []problem{probTooManyStreams}, handle: (*Server).streamEvents},
 	{method: http.MethodGet, path: "/v1/quota", role: store.RoleViewer, scope: "usage:read", summary: "The agent time of this month",
 		answers: map[int]any{200: quotaJSON{}}, handle: (*Server).getQuota},
 

@@ -64,7 +64,11 @@ type Config struct {
 	CORSOrigins    []string // origins whose pages may use the API in a browser; none
 	AddressFactor  int      // limits per address and network are multiplied by it; 1
 
-	MaxWaiters   int // requests that wait for a task at once; further ones are answered at once; 256
+	MaxWaiters    int           // requests that wait for a task at once; further ones are answered at once; 256
+	MaxStreams    int           // event streams of one workspace at once, in this process; 10
+	MaxAllStreams int           // of all workspaces; 1,000
+	Heartbeat     time.Duration // of event streams without events; 15 s
+
 	MaxHashes    int // passwords hashed at once, 19 MiB each; 3
 	CredentialMS int // how long a checked credential and a limit are believed, milliseconds; 3000
 
@@ -90,6 +94,9 @@ func (cfg Config) defaults() (Config, error) {
 	setDefault(&cfg.Version, "dev")
 	setDefault(&cfg.AddressFactor, 1)
 	setDefault(&cfg.MaxWaiters, 256)
+	setDefault(&cfg.MaxStreams, 10)
+	setDefault(&cfg.MaxAllStreams, 1_000)
+	setDefault(&cfg.Heartbeat, 15*time.Second)
 	setDefault(&cfg.MaxHashes, 3)
 	setDefault(&cfg.CredentialMS, 3000)
 	setDefault(&cfg.NoteInterval, 10*time.Second)
@@ -128,6 +135,7 @@ type Server struct {
 	backstage *backstage
 	waiters   chan struct{}
 	exports   chan struct{} // that run
+	streams   *streams
 	closing   chan struct{}
 	close     sync.Once
 }
@@ -149,6 +157,7 @@ func New(cfg Config) (*Server, error) {
 		allowed:   expirable.NewLRU[uuid.UUID, store.Allowance](10_000, nil, time.Duration(cfg.CredentialMS)*time.Millisecond),
 		waiters:   make(chan struct{}, cfg.MaxWaiters),
 		exports:   make(chan struct{}, exportsAtOnce),
+		streams:   &streams{each: cfg.MaxStreams, all: cfg.MaxAllStreams, byWorkspace: map[uuid.UUID]int{}},
 		closing:   make(chan struct{}),
 	}
 	s.backstage = newBackstage(s)
@@ -219,13 +228,17 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return nil
 }
 
+// headKey marks a request that was a HEAD.
+type headKey struct{}
+
+func isHead(r *http.Request) bool { return r.Context().Value(headKey{}) != nil }
+
 // headAsGet serves HEAD wherever GET is; net/http leaves out the body.
 func headAsGet(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodHead {
-			get := *r
-			get.Method = http.MethodGet
-			r = &get
+			r = r.WithContext(context.WithValue(r.Context(), headKey{}, true))
+			r.Method = http.MethodGet
 		}
 		next.ServeHTTP(w, r)
 	})

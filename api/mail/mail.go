@@ -188,18 +188,18 @@ func (m *Mailer) Close(ctx context.Context) error {
 // deliver tries until the letter is sent, refused for good, or out of tries.
 func (m *Mailer) deliver(l letter) {
 	for try := 0; ; try++ {
-		err := m.try(l)
+		err := m.try(context.Background(), l)
 		if err == nil {
 			return
 		}
 		var refused *gomail.SendError
-		permanent := errors.As(err, &refused) && !refused.IsTemp() && refused.ErrorCode() >= 500
-		if permanent || try == len(m.cfg.Backoff) || !m.pause(m.cfg.Backoff[try]) {
+		errors.As(err, &refused)
+		if Permanent(err) || try == len(m.cfg.Backoff) || !m.pause(m.cfg.Backoff[try]) {
 			event := m.cfg.Log.Error().Int("tries", try+1)
 			if refused != nil {
 				event = event.Int("smtp_code", refused.ErrorCode()).Str("status", refused.EnhancedStatusCode())
 			} else {
-				event = event.Str("reason", reason(err))
+				event = event.Str("reason", Reason(err))
 			}
 			event.Msg("a letter could not be sent")
 			return
@@ -217,7 +217,19 @@ func (m *Mailer) pause(d time.Duration) bool {
 	}
 }
 
-func (m *Mailer) try(l letter) error {
+// Deliver tries once to send a letter of plain text, beside the queue, for a caller who keeps the letter and tries again
+// by itself. nil means that the server took it. The error's text may quote the letter: log Reason of it, not the error.
+func (m *Mailer) Deliver(ctx context.Context, to, subject, text string) error {
+	return m.try(ctx, letter{to, subject, text})
+}
+
+// Permanent reports whether the server will refuse the same letter again.
+func Permanent(err error) bool {
+	var refused *gomail.SendError
+	return errors.As(err, &refused) && !refused.IsTemp() && refused.ErrorCode() >= 500
+}
+
+func (m *Mailer) try(ctx context.Context, l letter) error {
 	msg := gomail.NewMsg()
 	if err := msg.From(m.cfg.From); err != nil {
 		return err
@@ -228,15 +240,18 @@ func (m *Mailer) try(l letter) error {
 	msg.Subject(l.subject)
 	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834: no out-of-office answers
 	msg.SetBodyString(gomail.TypeTextPlain, l.text)
-	ctx, cancel := context.WithTimeout(context.Background(), m.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, m.cfg.Timeout)
 	defer cancel()
 	return m.client.DialAndSendWithContext(ctx, msg)
 }
 
-// reason names an error without its text, which may quote the letter.
-func reason(err error) string {
+// Reason names an error without its text, which may quote the letter.
+func Reason(err error) string {
 	var netErr net.Error
+	var refused *gomail.SendError
 	switch {
+	case errors.As(err, &refused) && refused.ErrorCode() != 0:
+		return fmt.Sprintf("refused with %d", refused.ErrorCode())
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &netErr) && netErr.Timeout():
 		return "timeout"
 	case errors.As(err, &netErr):
