@@ -89,7 +89,7 @@ func TestOperationsNamesEveryMetric(t *testing.T) {
 	if _, err := ratelimit.New(ratelimit.Config{Redis: redis.NewClient(&redis.Options{}), Metrics: reg}); err != nil {
 		t.Fatal(err)
 	}
-	reg.MustRegister(&fleetCollector{})
+	reg.MustRegister(&fleetCollector{}, &marginCollector{})
 	doc := readDoc(t, "docs/operations.md")
 	_, section, _ := strings.Cut(doc, "\n## Metrics\n")
 	section, _, _ = strings.Cut(section, "\n## Logs\n")

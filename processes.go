@@ -304,7 +304,7 @@ func runScheduler(ctx context.Context, c *cli, args []string) error {
 	} else {
 		log.Warn().Msg("STRIPE_SECRET_KEY is not set: usage is recorded, not pushed")
 	}
-	reg.MustRegister(&fleetCollector{system: system, line: line, log: log})
+	reg.MustRegister(&fleetCollector{system: system, line: line, log: log}, &marginCollector{system: system, log: log})
 	if err := serveOps(ctx, cfg.OpsAddr, reg, log, map[string]http.Handler{asynqmonPath + "/": asynqmonHandler(cfg.Redis.RedisConnOpt)}); err != nil {
 		return err
 	}

@@ -131,7 +131,15 @@ type workspaceJSON struct {
 	StripeCustomer         *string   `json:"stripe_customer"`
 	StripeSubscription     *string   `json:"stripe_subscription"`
 	CreatedAt              time.Time `json:"created_at"`
+
+	// Of this month; where one workspace is shown.
+	Price        *int64 `json:"price_microusd,omitempty"`
+	ProviderCost *int64 `json:"provider_cost_microusd,omitempty"`
+	Margin       *int64 `json:"margin_microusd,omitempty"`
+	ExpectedCost *int64 `json:"expected_cost_microusd,omitempty"`
 }
+
+func ptr[T any](v T) *T { return &v }
 
 func showWorkspace(w store.Workspace) workspaceJSON {
 	return workspaceJSON{ID: store.FormatID(store.WorkspacePrefix, w.ID), Name: w.Name, Plan: w.Plan, Status: w.Status, Queue: w.Queue,
@@ -152,6 +160,7 @@ func workspaceList(ctx context.Context, c *cli, args []string) error {
 	set := flag.NewFlagSet("muster workspace list", flag.ContinueOnError)
 	asJSON := set.Bool("json", false, "print JSON")
 	limit := set.Int("limit", 100, "how many, newest first, 1 to 10000")
+	byMargin := set.Bool("by-margin", false, "those that bring least this month, of those that have cost anything")
 	if _, err := c.flags(set, args, 0, 0); err != nil {
 		return err
 	}
@@ -163,6 +172,9 @@ func workspaceList(ctx context.Context, c *cli, args []string) error {
 		return err
 	}
 	defer done()
+	if *byMargin {
+		return c.listByMargin(ctx, system, *limit, *asJSON)
+	}
 	list, err := system.Workspaces(ctx, uuid.Nil, *limit)
 	if err != nil {
 		return err
@@ -222,8 +234,14 @@ func (c *cli) showOne(ctx context.Context, system *store.System, ws uuid.UUID, a
 	if err != nil {
 		return err
 	}
+	m, err := system.Margin(ctx, ws)
+	if err != nil {
+		return err
+	}
 	if asJSON {
-		return printJSON(c.stdout, showWorkspace(w))
+		shown := showWorkspace(w)
+		shown.Price, shown.ProviderCost, shown.Margin, shown.ExpectedCost = &m.PriceMicroUSD, &m.CostMicroUSD, ptr(m.MicroUSD()), &m.ExpectedMicroUSD
+		return printJSON(c.stdout, shown)
 	}
 	paused := "no"
 	if w.Paused != nil {
@@ -244,6 +262,8 @@ func (c *cli) showOne(ctx context.Context, system *store.System, ws uuid.UUID, a
 	if len(w.Models) > 0 {
 		models = strings.Join(w.Models, ", ")
 	}
+	fmt.Fprintf(tw, "margin %s\t%s: price %s less model cost %s (expected %s)\n", w.Period.Format("2006-01"), dollars(m.MicroUSD()),
+		dollars(m.PriceMicroUSD), dollars(m.CostMicroUSD), dollars(m.ExpectedMicroUSD))
 	fmt.Fprintf(tw, "models\t%s\nneeds a proved address\t%t\n", models, w.NeedsVerifiedEmail)
 	return tw.Flush()
 }
