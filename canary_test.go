@@ -294,6 +294,7 @@ func (z *zoo) act(r *rand.Rand, pattern string, a *animal) {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	req.Header.Set("User-Agent", "agent "+a.word)
+	req.Header.Set("Last-Event-ID", "none") // refused by the event stream, which would not end otherwise
 	if r.IntN(3) == 0 {
 		req.Header.Set("Idempotency-Key", fmt.Sprint("shared-", r.IntN(20))) // the same keys for all workspaces
 	}

@@ -284,7 +284,7 @@ func runScheduler(ctx context.Context, c *cli, args []string) error {
 	s := &scheduler{id: uuid.New(), system: system, line: line, turns: turns, client: asynq.NewClientFromRedisClient(rdb), log: log,
 		metrics: newSchedulerMetrics(reg), last: map[string]time.Time{}, leaving: seeingOut{grace: cfg.DeletionGrace}}
 	if cfg.SMTPURL != "" {
-		m, err := mail.New(mail.Config{URL: cfg.SMTPURL, From: cfg.MailFrom, Log: log})
+		m, err := mail.New(mail.Config{URL: string(cfg.SMTPURL), From: cfg.MailFrom, Log: log})
 		if err != nil {
 			return err
 		}
