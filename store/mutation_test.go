@@ -13,6 +13,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
 
+	"github.com/generic-corp/muster/store"
 	"github.com/generic-corp/muster/store/storetest"
 )
 
@@ -122,7 +123,7 @@ func TestEachWallThatFallsIsNoticed(t *testing.T) {
 	began := time.Now()
 	mutants := make(chan mutant)
 	caught, kinds := map[string]int{}, map[string]int{}
-	var total int
+	var total, asked, audited int
 	var mu sync.Mutex
 	var work sync.WaitGroup
 	for n := range laboratories {
@@ -154,7 +155,7 @@ func TestEachWallThatFallsIsNoticed(t *testing.T) {
 		}
 		work.Go(func() {
 			for m := range mutants {
-				by, err := l.examine(m)
+				by, listed, err := l.examine(m)
 				if err != nil {
 					t.Errorf("%s: %v", m.name, err)
 				} else if by == "" {
@@ -162,23 +163,34 @@ func TestEachWallThatFallsIsNoticed(t *testing.T) {
 				}
 				mu.Lock()
 				caught[by]++
+				if m.first != grantsKind {
+					asked++
+				}
+				if listed {
+					audited++
+				}
 				mu.Unlock()
 			}
 		})
 	}
 	work.Wait()
-	t.Logf("%d probes %v; mutations: %d caught of %d in %s; noticed by %v", kinds[rowsKind]+kinds[grantsKind]+kinds[policiesKind]+kinds[constraintKind], kinds,
-		total-caught[""], total, time.Since(began).Round(time.Millisecond), caught)
+	t.Logf("%d probes %v; mutations: %d caught of %d by behaviour in %s, by %v; the audit of the catalog sees %d of %d that are not grants", kinds[rowsKind]+kinds[grantsKind]+kinds[policiesKind]+kinds[constraintKind], kinds,
+		total-caught[""], total, time.Since(began).Round(time.Millisecond), caught, audited, asked)
 }
 
-// examine makes the mutant, returns the kind of the first probe that is answered wrongly, "" for none, and undoes it.
-func (l *laboratory) examine(m mutant) (kind string, err error) {
+// examine makes the mutant, returns the kind of the first probe that is answered wrongly, "" for none, and whether the
+// audit of the catalog sees it too, and undoes it.
+func (l *laboratory) examine(m mutant) (kind string, audited bool, err error) {
 	if _, err := l.tx.Exec(`SAVEPOINT mutant`); err != nil {
-		return "", err
+		return "", false, err
 	}
 	if _, err = l.tx.Exec(m.sql); err == nil {
 		err = l.tx.Get(&kind, `SELECT coalesce(min(split_part(r, ':', 1)), '') FROM pg_temp.red($1, $2, 1) r`, pq.Array(m.tables), m.first)
 	}
+	var findings []store.Finding
+	if err == nil && m.first != grantsKind { // of these it holds a list: TestTheAuditFindsEachBrokenRule
+		findings, err = store.AuditOn(context.Background(), l.tx)
+	}
 	_, undone := l.tx.Exec(`ROLLBACK TO SAVEPOINT mutant; RELEASE SAVEPOINT mutant`)
-	return kind, errors.Join(err, undone)
+	return kind, len(findings) > 0, errors.Join(err, undone)
 }

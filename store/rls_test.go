@@ -73,7 +73,7 @@ func TestAPoolOfOneConnectionLeaksNothing(t *testing.T) {
 	}
 }
 
-var update = flag.Bool("update", false, "write testdata/privileges.golden anew")
+var update = flag.Bool("update", false, "write privileges.golden anew")
 
 // TestCatalog reads what the database itself says. With -update a change of privileges is written down; review it.
 func TestCatalog(t *testing.T) {
@@ -142,7 +142,7 @@ func TestCatalog(t *testing.T) {
 			FROM pg_policies WHERE schemaname = 'public'
 			ORDER BY 1`, storetest.RoleOwner)
 		got := strings.Join(lines, "\n") + "\n"
-		const golden = "testdata/privileges.golden"
+		const golden = "privileges.golden"
 		if *update {
 			if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
 				t.Fatal(err)
