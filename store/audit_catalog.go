@@ -84,7 +84,7 @@ var catalogChecks = []struct{ rule, query, fix string }{
 		"REVOKE CREATE from the role and from PUBLIC: %s"},
 	{"a policy of the API's role, or of everybody, must ask for something",
 		`SELECT p.polname || ' on ' || p.polrelid::regclass FROM pg_policy p
-		WHERE (0 = ANY (p.polroles) OR (SELECT oid FROM pg_roles WHERE rolname = 'muster_api') = ANY (p.polroles))
+		WHERE p.polpermissive AND (0 = ANY (p.polroles) OR (SELECT oid FROM pg_roles WHERE rolname = 'muster_api') = ANY (p.polroles))
 			AND (pg_get_expr(p.polqual, p.polrelid) = 'true' OR pg_get_expr(p.polwithcheck, p.polrelid) = 'true')`,
 		"DROP POLICY %s, and run muster migrate if this version has one of that name"},
 	{"nothing may be granted in advance on tables that are yet to be made",

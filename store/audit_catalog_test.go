@@ -38,6 +38,7 @@ func TestTheAuditFindsEachBrokenRule(t *testing.T) {
 		"CREATE in the database":            {`DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO PUBLIC', current_database()); END $$`, "by muster_api: no login role may create"},
 		"an open policy":                    {`ALTER POLICY api_own ON tasks USING (true)`, "api_own on tasks: a policy of the API's role"},
 		"an open check":                     {`ALTER POLICY api_own ON tasks WITH CHECK (true)`, "api_own on tasks: a policy of the API's role"},
+		"a restrictive policy":              {`CREATE POLICY wall ON tasks AS RESTRICTIVE TO muster_api USING (true)`, "policy tasks wall for all to muster_api: this version does not say so"},
 		"the system's policy for all":       {`ALTER POLICY system_line ON tasks TO PUBLIC`, "system_line on tasks: a policy of the API's role"},
 		"grants in advance":                 {`ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO muster_api`, "muster_api by postgres: nothing may be granted in advance"},
 		"grants in advance to all":          {`ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC`, "PUBLIC by postgres: nothing may be granted in advance"},
@@ -48,13 +49,13 @@ func TestTheAuditFindsEachBrokenRule(t *testing.T) {
 		"a materialised view":               {`CREATE MATERIALIZED VIEW peek AS SELECT * FROM tasks`, "peek: a view must be a security invoker"},
 		"a definer's function":              {`CREATE FUNCTION leak() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS 'SELECT count(*) FROM tasks'`, "leak: no function may run with its owner's rights"},
 		"a global unique index":             {`CREATE UNIQUE INDEX tell ON tasks (agent, id)`, "tasks.tell: a unique constraint"},
-		"a column more":                     {`GRANT UPDATE (plan) ON workspaces TO muster_api`, "grant muster_api workspaces columns: update name plan"},
-		"a table more":                      {`GRANT SELECT ON api_keys TO muster_system`, "grant muster_system api_keys: select: this version does not say so"},
+		"a column more":                     {`GRANT UPDATE (model) ON agents TO muster_worker`, "grant muster_worker agents columns: update model: this version does not say so"},
+		"a table more":                      {`GRANT SELECT ON user_tokens TO muster_worker`, "grant muster_worker user_tokens: select: this version does not say so"},
 		"something for everybody":           {`GRANT SELECT ON workers TO PUBLIC`, "grant PUBLIC workers: select: this version does not say so"},
 		"a privilege less":                  {`REVOKE SELECT ON tasks FROM muster_worker`, "grant muster_worker tasks: select update: this version says so"},
 		"a policy less":                     {`DROP POLICY worker_line ON tasks`, "policy tasks worker_line for all to muster_worker: this version says so"},
 		"a policy more":                     {`CREATE POLICY more ON tasks TO muster_api USING (agent = 'x')`, "policy tasks more for all to muster_api: this version does not say so"},
-		"another version's schema, unheard": {`UPDATE goose_db_version SET version_id = version_id + 1000; GRANT SELECT ON api_keys TO muster_system`, ""},
+		"another version's schema, unheard": {`UPDATE goose_db_version SET version_id = version_id + 1000; GRANT SELECT ON user_tokens TO muster_worker`, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tx := db.MustBegin()
