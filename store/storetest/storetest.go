@@ -84,6 +84,9 @@ func (e *Env) Owner(t testing.TB) *sqlx.DB { t.Helper(); return e.open(t, e.Owne
 // Admin is the handle as superuser.
 func (e *Env) Admin(t testing.TB) *sqlx.DB { t.Helper(); return e.open(t, e.AdminURL) }
 
+// PostgresLog is the server's log file; all databases of a test binary share it.
+func (e *Env) PostgresLog() string { return e.postgres.LogFile() }
+
 // Redis opens a client of the test's own Redis database, closed when the test ends.
 func (e *Env) Redis(t testing.TB) *redis.Client {
 	t.Helper()
