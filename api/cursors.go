@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"strings"
 
 	"github.com/google/uuid"
 )
@@ -36,7 +37,7 @@ func (c cursors) seal(ws uuid.UUID, list string, position any) string {
 // open reads a cursor that seal wrote for the same workspace and list into position.
 func (c cursors) open(ws uuid.UUID, list, text string, position any) error {
 	sealed, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if err == nil && len(sealed) > cursorMACBytes {
+	if err == nil && !strings.ContainsAny(text, "\r\n") && len(sealed) > cursorMACBytes {
 		for _, key := range c.keys {
 			if hmac.Equal(sealed[:cursorMACBytes], cursorMAC(key, ws, list, sealed[cursorMACBytes:])) {
 				if json.Unmarshal(sealed[cursorMACBytes:], position) == nil {

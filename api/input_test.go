@@ -154,20 +154,3 @@ func TestMediaTypes(t *testing.T) {
 		}
 	})
 }
-
-func FuzzDecodeStrict(f *testing.F) {
-	for _, b := range bodies {
-		if len(b.body) < 10_000 {
-			f.Add([]byte(b.body))
-		}
-	}
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		var body newTasksBody
-		_, _ = decodeStrict(raw, &body) // must not panic
-		var task newTaskBody
-		fields, err := decodeStrict(raw, &task)
-		if err == nil && len(fields) == 0 && task.Prompt == "" {
-			t.Errorf("accepted without a prompt: %q", raw)
-		}
-	})
-}

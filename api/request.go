@@ -150,7 +150,7 @@ func readBody(c *gin.Context, r *route) ([]byte, error) {
 	if c.Request.ContentLength > limit {
 		return nil, refuse(probTooLarge, fmt.Sprintf("the body may have at most %d bytes", limit))
 	}
-	if encoding := c.GetHeader("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
+	if encoding := strings.Join(c.Request.Header.Values("Content-Encoding"), ","); encoding != "" && !strings.EqualFold(encoding, "identity") {
 		return nil, refuse(probMediaType, "send the body without Content-Encoding")
 	}
 	raw, err := io.ReadAll(http.MaxBytesReader(c.Writer, c.Request.Body, limit))

@@ -182,6 +182,7 @@ func New(cfg Config) (*Server, error) {
 	s.engine.ForwardedByClientIP = false
 	s.engine.HandleMethodNotAllowed = true
 	s.engine.RedirectTrailingSlash = false
+	s.engine.UseRawPath = true // /v1%2Fme is not /v1/me: a proxy that guards paths would have let it pass as another
 	s.engine.Use(s.identify, s.logAccess, s.recoverPanics, s.setSecurityHeaders, s.allowOrigins)
 	s.engine.NoRoute(func(c *gin.Context) { fail(c, refuse(probNotFound, "there is no such route")) })
 	s.engine.NoMethod(func(c *gin.Context) {
