@@ -47,21 +47,21 @@ func newWebhook(cfg Config, inbox billing.Inbox, log zerolog.Logger) (api.Stripe
 }
 
 // openBilling connects to the ledger and makes a pusher for one command.
-func (c *cli) openBilling(ctx context.Context, wait time.Duration) (*billing.Pusher, func(), error) {
+func (c *cli) openBilling(ctx context.Context, wait time.Duration) (*billing.Pusher, *store.System, func(), error) {
 	cfg, err := loadConfig(c.getenv, nil, "SYSTEM_DATABASE_URL", "STRIPE_SECRET_KEY")
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	system, _, done, err := c.openSystem(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	pusher, err := billing.New(billing.Config{System: system, SecretKey: string(cfg.StripeSecretKey), APIBase: cfg.StripeAPIBase, Log: zerolog.Nop(), Wait: wait})
 	if err != nil {
 		done()
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	return pusher, done, nil
+	return pusher, system, done, nil
 }
 
 func billingSetup(ctx context.Context, c *cli, args []string) error {
@@ -155,11 +155,15 @@ func billingPush(ctx context.Context, c *cli, args []string) error {
 	if *wait <= 0 {
 		*wait = -1
 	}
-	pusher, done, err := c.openBilling(ctx, *wait)
+	pusher, system, done, err := c.openBilling(ctx, *wait)
 	if err != nil {
 		return err
 	}
 	defer done()
+	details := map[string]any{"day": *dayText, "dry_run": *dry}
+	if err := system.Note(ctx, store.SystemChain, operator(), "billing.push", "", details); err != nil {
+		return err
+	}
 	report, err := pusher.Push(ctx, request)
 	if err != nil {
 		return err
@@ -236,7 +240,7 @@ func billingReconcile(ctx context.Context, c *cli, args []string) error {
 	if to.Before(from) {
 		return misuse("--to %s is before --from %s", *toText, *fromText)
 	}
-	pusher, done, err := c.openBilling(ctx, 0)
+	pusher, _, done, err := c.openBilling(ctx, 0)
 	if err != nil {
 		return err
 	}

@@ -90,7 +90,7 @@ func TestConfiguration(t *testing.T) {
 		if _, err := loadConfig(func(k string) string { return good[k] }, nil); err != nil {
 			t.Errorf("good values: %v", err)
 		}
-		free := map[string]bool{"STRIPE_SECRET_KEY": true, "ANTHROPIC_API_KEY": true, "OPENAI_API_KEY": true, "ANTHROPIC_MODEL": true, "OPENAI_MODEL": true, "MODEL_PRICES_FILE": true}
+		free := map[string]bool{"STRIPE_SECRET_KEY": true, "ANTHROPIC_API_KEY": true, "OPENAI_API_KEY": true, "ANTHROPIC_MODEL": true, "OPENAI_MODEL": true, "MODEL_PRICES_FILE": true, "AUDIT_HEADS_DIR": true}
 		for _, v := range variables {
 			if _, err := loadConfig(func(k string) string {
 				if k == v.name {

@@ -62,6 +62,8 @@ type Config struct {
 	VerifiedEmail *bool               // workspaces whose plan says so need an owner with a proved address; nil: when SMTPURL is set
 	PlanModels    map[string][]string // by plan: the models it allows, instead of its own
 
+	AuditHeadsDir string // where the scheduler writes the heads of the audit chains each night; empty: nowhere
+
 	LogLevel       zerolog.Level
 	TrustedProxies []netip.Prefix
 	AppDomain      string   // slug.AppDomain chooses a workspace's login
@@ -152,6 +154,7 @@ var variables = []variable{
 		return nil
 	}},
 	{"PLAN_MODELS", "", "PLAN=MODEL,MODEL… with PLAN=… of others behind a semicolon", false, "the models that tasks of a plan may run on, instead of the plan's own", planModels},
+	{"AUDIT_HEADS_DIR", "", "a directory that exists on the schedulers' machines", false, "where the heads of the audit chains are written each night", text(func(c *Config) *string { return &c.AuditHeadsDir })},
 	{"LOG_LEVEL", "info", "debug, info, warn or error", false, "what is logged", func(c *Config, v string) error {
 		switch v {
 		case "debug", "info", "warn", "error":

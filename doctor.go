@@ -17,6 +17,9 @@ import (
 // maxSkew between this machine's clock and the servers'. Nothing is decided by it; tokens and pages would look odd.
 const maxSkew = 2 * time.Second
 
+// auditSample is how many audit chains are looked at, at their ends only.
+const auditSample = 10_000
+
 // diagnosis collects what was looked at.
 type diagnosis struct {
 	Checked  []string        `json:"checked"`
@@ -145,6 +148,13 @@ func (d *diagnosis) examineLedger(ctx context.Context, cfg Config) {
 		d.found("look at the database's log", "catalog: %v", err)
 	} else if d.Findings = append(d.Findings, findings...); len(findings) == 0 {
 		d.ok("catalog: row-level security is forced, roles are bound, nothing goes around them")
+	}
+	if loose, err := system.LooseHeads(ctx, auditSample); err != nil {
+		d.found("look at the database's log", "audit log: %v", err)
+	} else if len(loose) == 0 {
+		d.ok("audit log: the heads of up to %d chains fit (muster audit verify reads them whole)", auditSample)
+	} else {
+		d.found("muster audit verify "+store.ChainName(loose[0]), "audit log: %d chains do not end where their heads say, %s first", len(loose), store.ChainName(loose[0]))
 	}
 	asked := time.Now()
 	if now, err := system.Now(ctx); err == nil {

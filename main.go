@@ -63,6 +63,7 @@ func commands() []command {
 		{"tasks", "list|show|retry|cancel …", "look at and change tasks", runTasks},
 		{"user", "list|show|reset-password …", "look at accounts, let somebody in again", runUser},
 		{"billing", "setup|push|reconcile …", "usage and Stripe", runBilling},
+		{"audit", "verify|heads|show …", "check and read the audit log", runAudit},
 		{"doctor", "", "check roles, row-level security, schema, Redis, clocks and configuration", runDoctor},
 		{"version", "", "print the version", runVersion},
 	}

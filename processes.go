@@ -281,7 +281,10 @@ func runScheduler(ctx context.Context, c *cli, args []string) error {
 	turns := jobs.NewEnqueuer(rdb, log)
 	defer turns.Close()
 	system, line, reg := store.NewSystem(db), jobs.NewLine(rdb), newRegistry()
-	s := &scheduler{id: uuid.New(), system: system, line: line, turns: turns, client: asynq.NewClientFromRedisClient(rdb), log: log,
+	if err := checkHeadsDir(cfg.AuditHeadsDir); err != nil {
+		return err
+	}
+	s := &scheduler{id: uuid.New(), nights: cfg.AuditHeadsDir, system: system, line: line, turns: turns, client: asynq.NewClientFromRedisClient(rdb), log: log,
 		metrics: newSchedulerMetrics(reg), last: map[string]time.Time{}, leaving: seeingOut{grace: cfg.DeletionGrace}}
 	if cfg.SMTPURL != "" {
 		m, err := mail.New(mail.Config{URL: string(cfg.SMTPURL), From: cfg.MailFrom, Log: log})

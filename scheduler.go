@@ -51,6 +51,7 @@ type scheduler struct {
 	line    *jobs.Line
 	turns   *jobs.Enqueuer
 	client  *asynq.Client                                  // for system jobs
+	nights  string                                         // the directory of the audit chains' heads; empty: none
 	push    func(ctx context.Context, day time.Time) error // nil: no Stripe account is configured
 	leaving seeingOut
 	mail    postman // nil: no mail server is configured
@@ -222,6 +223,7 @@ func (s *scheduler) sweepOnce(ctx context.Context) {
 	})
 	s.every(ctx, 10*time.Minute, "retention", func(ctx context.Context) error { return s.system.Sweep(ctx, keepKeys) })
 	s.every(ctx, time.Hour, "told", s.system.SweepTold)
+	s.every(ctx, time.Minute, "audit_night", s.auditNight)
 	if s.push != nil {
 		s.every(ctx, time.Minute, "nightly", s.nightly)
 	}

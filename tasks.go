@@ -60,8 +60,9 @@ func showTask(t store.Task) taskJSON {
 		FinishedAt: t.FinishedAt, Error: t.Error, AgentMS: t.AgentMS, Cost: t.CostMicroUSD}
 }
 
-// openTasks connects with the system's role, through the API's side of the store.
-func (c *cli) openTasks(ctx context.Context, workspace string) (*store.API, uuid.UUID, Config, func(), error) {
+// openTasks connects with the system's role, through the API's side of the store. read names what is about to be looked at,
+// of a task or (empty) of all, and is noted; empty: nothing is.
+func (c *cli) openTasks(ctx context.Context, workspace, read, task string) (*store.API, uuid.UUID, Config, func(), error) {
 	ws, err := parseWorkspace(workspace)
 	if err != nil {
 		return nil, ws, Config{}, nil, err
@@ -69,6 +70,12 @@ func (c *cli) openTasks(ctx context.Context, workspace string) (*store.API, uuid
 	system, cfg, done, err := c.openSystem(ctx)
 	if err != nil {
 		return nil, ws, cfg, nil, err
+	}
+	if read != "" {
+		if err := system.Note(ctx, ws, operator(), read, task, nil); err != nil {
+			done()
+			return nil, ws, cfg, nil, err
+		}
 	}
 	return store.NewAPI(system.DB()), ws, cfg, done, nil
 }
@@ -91,7 +98,7 @@ func tasksList(ctx context.Context, c *cli, args []string) error {
 	default:
 		return misuse("--status is %q; want scheduled, queued, running, succeeded, failed or canceled", *status)
 	}
-	tasks, ws, _, done, err := c.openTasks(ctx, positional[0])
+	tasks, ws, _, done, err := c.openTasks(ctx, positional[0], "tasks.read", "")
 	if err != nil {
 		return err
 	}
@@ -129,7 +136,11 @@ func (c *cli) oneTask(ctx context.Context, name string, args []string) (tasks *s
 		err = misuse("%q is no task; want an id such as task_0190…", positional[1])
 		return
 	}
-	tasks, ws, cfg, done, err = c.openTasks(ctx, positional[0])
+	read := ""
+	if name == "show" {
+		read = "task.read"
+	}
+	tasks, ws, cfg, done, err = c.openTasks(ctx, positional[0], read, positional[1])
 	return tasks, ws, task, cfg, *json, done, err
 }
 

@@ -172,6 +172,9 @@ func workspaceList(ctx context.Context, c *cli, args []string) error {
 		return err
 	}
 	defer done()
+	if err := system.Note(ctx, store.SystemChain, operator(), "workspaces.read", "", map[string]any{"limit": *limit}); err != nil {
+		return err
+	}
 	if *byMargin {
 		return c.listByMargin(ctx, system, *limit, *asJSON)
 	}
@@ -225,6 +228,9 @@ func workspaceShow(ctx context.Context, c *cli, args []string) error {
 		return err
 	}
 	defer done()
+	if err := system.Note(ctx, ws, operator(), "workspace.read", positional[0], nil); err != nil {
+		return err
+	}
 	return c.showOne(ctx, system, ws, *asJSON)
 }
 

@@ -132,6 +132,9 @@ func (s *Server) register(q *request) (answer, error) {
 	verification, verifyHash := s.newVerification()
 	in, err := s.Store.Register(q.ctx, store.NewAccount{Email: body.Email, PasswordHash: hash, WorkspaceName: body.WorkspaceName,
 		VerifyHash: verifyHash}, session)
+	if store.KindOf(err) == store.Conflict {
+		s.refused(q.gin, stranger{action: "account.register_refused", account: s.strangers.account(body.Email)})
+	}
 	if err != nil {
 		return answer{}, err
 	}
@@ -167,6 +170,7 @@ func (s *Server) login(q *request) (answer, error) {
 func (s *Server) checkPassword(q *request, email, password string) (user uuid.UUID, hash string, err error) {
 	attempt, err := s.beginSignIn(q, email)
 	if err != nil {
+		s.refused(q.gin, stranger{action: "session.login_delayed", account: s.strangers.account(email)})
 		return uuid.Nil, "", err
 	}
 	match := false
@@ -182,6 +186,7 @@ func (s *Server) checkPassword(q *request, email, password string) (user uuid.UU
 	}
 	if !match {
 		attempt.Failed()
+		s.refused(q.gin, stranger{action: "session.login_failed", user: user, account: s.strangers.account(email)})
 		return uuid.Nil, "", refuse(probUnauthorized, "the email address or the password is wrong")
 	}
 	attempt.Succeeded(q.ctx)
@@ -194,6 +199,7 @@ func (s *Server) refresh(q *request) (answer, error) {
 		return answer{}, err
 	}
 	if !strings.HasPrefix(body.RefreshToken, refreshPrefix) {
+		s.refused(q.gin, stranger{action: "session.refresh_failed"})
 		return answer{}, refuse(probUnauthorized, "the refresh token is unknown, used, expired or revoked")
 	}
 	workspace, err := s.wanted(q, body.WorkspaceID)
@@ -202,6 +208,9 @@ func (s *Server) refresh(q *request) (answer, error) {
 	}
 	session, next := q.newSession()
 	in, err := s.Store.Refresh(q.ctx, hashSecret(body.RefreshToken), workspace, session)
+	if store.KindOf(err) == store.Unauthorized {
+		s.refused(q.gin, stranger{action: "session.refresh_failed"})
+	}
 	if err != nil {
 		return answer{}, err
 	}

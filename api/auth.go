@@ -99,7 +99,13 @@ func (s *Server) authenticate(c *gin.Context) (*identity, error) {
 			return nil, errBadCredential
 		}
 		hash := sha256.Sum256([]byte(credential))
-		id, err := s.believe(hash, func() (store.Identity, error) { return s.Store.CheckKey(ctx, hash[:]) })
+		id, err := s.believe(hash, func() (store.Identity, error) {
+			known, err := s.Store.CheckKey(ctx, hash[:])
+			if known.Key != uuid.Nil && err != nil { // revoked or expired: somebody still has it
+				s.refused(c, stranger{action: "api_key.refused", chain: known.Workspace, key: known.Key})
+			}
+			return known, err
+		})
 		if err == nil {
 			s.backstage.used(id.Identity, s.Now())
 		}

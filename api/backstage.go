@@ -12,7 +12,7 @@ import (
 )
 
 // backstage does what no answer waits for: work whose time an answer must not tell (is there such a user?), and the
-// notes of API keys' last use, written in batches. Both are bounded; what does not fit is dropped, and said so. It works
+// notes of API keys' last use and of what strangers did, written in batches. All are bounded; what does not fit is dropped, and said so. It works
 // from Serve to Shutdown.
 type backstage struct {
 	server *Server
@@ -82,8 +82,10 @@ func (b *backstage) start() {
 			select {
 			case <-tick.C:
 				b.run(b.noteUses)
+				b.run(func(ctx context.Context) error { return b.server.strangers.write(ctx, b.server.Store, false) })
 			case <-b.ending:
 				b.run(b.noteUses)
+				b.run(func(ctx context.Context) error { return b.server.strangers.write(ctx, b.server.Store, true) })
 				return
 			}
 		}

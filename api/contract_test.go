@@ -91,7 +91,7 @@ func contractFault(method, path string, r *reply) string {
 		if content[media] == nil {
 			return fmt.Sprintf("the content type %q is not documented", media)
 		}
-		if media == eventMedia {
+		if media == eventMedia || media == mediaCSV {
 			return ""
 		}
 		pointer = at + "/content/" + escapeJSON.Replace(media) + "/schema"

@@ -149,10 +149,14 @@ func (s *Server) acceptInvitation(q *request) (answer, error) {
 		guest = store.Guest{User: id.User, Session: id.Session, Home: id.Workspace}
 	}
 	if !strings.HasPrefix(body.Token, invitePrefix) {
+		s.refused(q.gin, stranger{action: "invitation.accept_failed", user: guest.User})
 		return answer{}, refuse(probNotFound, "no such invitation")
 	}
 	token := hashSecret(body.Token)
 	email, err := s.Store.InvitedEmail(q.ctx, token) // before hashing: made-up tokens must cost little
+	if store.KindOf(err) == store.NotFound {
+		s.refused(q.gin, stranger{action: "invitation.accept_failed", user: guest.User})
+	}
 	if err != nil {
 		return answer{}, err
 	}

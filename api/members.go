@@ -75,7 +75,12 @@ func (s *Server) getMember(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	m, err := s.Store.Member(q.ctx, q.id.Workspace, user)
+	var noted *store.AuditEntry
+	if user != q.id.User { // another person's record
+		e := q.auditEntry("member.read", store.FormatID(store.UserPrefix, user), nil)
+		noted = &e
+	}
+	m, err := s.Store.Member(q.ctx, q.id.Workspace, user, noted)
 	return answer{status: http.StatusOK, body: memberOf(m)}, err
 }
 

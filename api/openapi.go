@@ -100,6 +100,9 @@ func describeRoute(r *openapi31.Reflector, t *route) error {
 			options = append(options, openapi.WithContentType(t.media))
 		}
 		oc.AddRespStructure(body, options...)
+		if t.csv {
+			oc.AddRespStructure(new(string), openapi.WithHTTPStatus(status), openapi.WithContentType(mediaCSV), openapi.WithCustomize(t.addHeaders(status)))
+		}
 	}
 	byStatus := map[int][]string{}
 	for _, p := range t.allProblems() {

@@ -58,6 +58,7 @@ func (s *Server) changePassword(q *request) (answer, error) {
 	}
 	attempt, err := s.beginSignIn(q, email) // a stolen session must not guess faster than a sign-in
 	if err != nil {
+		s.refused(q.gin, stranger{action: "password.change_delayed", user: q.id.User})
 		return answer{}, err
 	}
 	match := false
@@ -69,6 +70,7 @@ func (s *Server) changePassword(q *request) (answer, error) {
 	}
 	if !match {
 		attempt.Failed()
+		s.refused(q.gin, stranger{action: "password.change_failed", user: q.id.User})
 		return answer{}, invalid(fieldError{Field: "current_password", Detail: "is wrong"})
 	}
 	attempt.Succeeded(q.ctx)
@@ -113,10 +115,14 @@ func (s *Server) resetPassword(q *request) (answer, error) {
 		return answer{}, err
 	}
 	if !strings.HasPrefix(body.Token, resetPrefix) {
+		s.refused(q.gin, stranger{action: "password.reset_failed"})
 		return answer{}, errMailedToken
 	}
 	token := hashSecret(body.Token)
 	email, err := s.Store.ResetEmail(q.ctx, token) // before hashing: made-up tokens must cost little
+	if store.KindOf(err) == store.Unauthorized {
+		s.refused(q.gin, stranger{action: "password.reset_failed"})
+	}
 	if err != nil {
 		return answer{}, err
 	}
@@ -142,10 +148,14 @@ func (s *Server) verifyEmail(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	if !strings.HasPrefix(body.Token, verifyPrefix) {
-		return answer{}, errMailedToken
+	err = errMailedToken
+	if strings.HasPrefix(body.Token, verifyPrefix) {
+		err = s.Store.VerifyEmail(q.ctx, hashSecret(body.Token), q.by())
 	}
-	return answer{status: http.StatusNoContent}, s.Store.VerifyEmail(q.ctx, hashSecret(body.Token), q.by())
+	if e, _ := classify(err); err != nil && e.problem == probUnauthorized {
+		s.refused(q.gin, stranger{action: "email.verify_failed"})
+	}
+	return answer{status: http.StatusNoContent}, err
 }
 
 // sendVerification mails another token to a user whose first was lost. It answers alike whether one was due.

@@ -43,6 +43,8 @@ var rights = map[string]string{
 	"GET /v1/members/{user_id}":     "viewer members:read",
 	"PATCH /v1/members/{user_id}":   "owner members:write",
 	"DELETE /v1/members/{user_id}":  "owner members:write",
+	"GET /v1/audit-log":             "owner members:read",
+	"GET /v1/audit-log/export":      "owner session",
 	"GET /v1/invitations":           "owner members:read",
 	"POST /v1/invitations":          "owner members:write",
 	"DELETE /v1/invitations/{id}":   "owner members:write",

@@ -27,6 +27,7 @@ type route struct {
 	waits      bool        // may take longer than Config.WorkTimeout
 	answers    map[int]any // status → answer struct; nil for an empty one
 	media      string      // of a good answer; empty: application/json. Of application/x-ndjson the struct is a line
+	csv        bool        // a good answer may be text/csv instead
 	problems   []problem   // beyond those that follow from the above
 	headers    []string    // of the answers: Location, Preference-Applied
 
@@ -172,6 +173,12 @@ var routes = []route{
 		body:    newInvitationBody{}, answers: map[int]any{201: newInvitationJSON{}}, problems: []problem{probConflict, probPlanLimit}, handle: (*Server).createInvitation},
 	{method: http.MethodDelete, path: "/v1/invitations/{id}", role: store.RoleOwner, scope: "members:write", idempotent: true, summary: "Withdraw an open invitation",
 		params: idParam{}, answers: map[int]any{204: nil}, handle: (*Server).deleteInvitation},
+	{method: http.MethodGet, path: "/v1/audit-log", role: store.RoleOwner, scope: "members:read", summary: "Who did what, when, from where; newest first",
+		details: "Asking for the first page is itself noted.",
+		params:  listAuditParams{}, answers: map[int]any{200: listJSON[auditEntryJSON]{}}, handle: (*Server).listAuditLog},
+	{method: http.MethodGet, path: "/v1/audit-log/export", role: store.RoleOwner, session: true, waits: true, summary: "The audit log as a file, newest first",
+		details: "It is noted. In CSV, a text that a spreadsheet would read as a formula has an apostrophe before it.",
+		params:  exportAuditParams{}, answers: map[int]any{200: auditEntryJSON{}}, media: exportMedia, csv: true, headers: []string{"Content-Disposition"}, handle: (*Server).exportAuditLog},
 	{method: http.MethodPatch, path: "/v1/workspace", role: store.RoleOwner, scope: "members:write", idempotent: true, summary: "Change the workspace's name or slug",
 		body: workspacePatch{}, answers: map[int]any{200: workspaceJSON{}}, problems: []problem{probConflict}, handle: (*Server).patchWorkspace},
 	{method: http.MethodGet, path: "/v1/workspace/export", role: store.RoleOwner, session: true, waits: true, summary: "All that the workspace has, as JSON lines",

@@ -72,7 +72,7 @@ type Config struct {
 	MaxHashes    int // passwords hashed at once, 19 MiB each; 3
 	CredentialMS int // how long a checked credential and a limit are believed, milliseconds; 3000
 
-	NoteInterval time.Duration // how often the last uses of API keys are written down; 10 s
+	NoteInterval time.Duration // how often the last uses of API keys, and what strangers did, are written down; 5 s
 
 	ReadHeaderTimeout time.Duration // 5 s
 	ReadTimeout       time.Duration // header and body; 30 s
@@ -99,7 +99,7 @@ func (cfg Config) defaults() (Config, error) {
 	setDefault(&cfg.Heartbeat, 15*time.Second)
 	setDefault(&cfg.MaxHashes, 3)
 	setDefault(&cfg.CredentialMS, 3000)
-	setDefault(&cfg.NoteInterval, 10*time.Second)
+	setDefault(&cfg.NoteInterval, 5*time.Second)
 	setDefault(&cfg.ReadHeaderTimeout, 5*time.Second)
 	setDefault(&cfg.ReadTimeout, 30*time.Second)
 	setDefault(&cfg.WriteTimeout, 90*time.Second)
@@ -133,6 +133,7 @@ type Server struct {
 	believed  *expirable.LRU[[32]byte, identity]         // credentials checked a moment ago
 	allowed   *expirable.LRU[uuid.UUID, store.Allowance] // of workspaces, read a moment ago
 	backstage *backstage
+	strangers *strangers
 	waiters   chan struct{}
 	exports   chan struct{} // that run
 	streams   *streams
@@ -161,6 +162,7 @@ func New(cfg Config) (*Server, error) {
 		closing:   make(chan struct{}),
 	}
 	s.backstage = newBackstage(s)
+	s.strangers = newStrangers(cfg.SigningKeys, cfg.Now)
 	if s.tokens, err = newTokens(cfg.SigningKeys, cfg.Now); err != nil {
 		return nil, fmt.Errorf("api configuration: %w", err)
 	}

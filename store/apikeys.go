@@ -115,7 +115,8 @@ func (w *Work) ReplaceKey(ctx context.Context, old APIKey, n NewAPIKey, overlap 
 	return w.CreateKey(ctx, n)
 }
 
-// CheckKey reports who the key with this SHA-256 stands for now; Unauthorized when it is unknown, expired or revoked.
+// CheckKey reports who the key with this SHA-256 stands for now; Unauthorized when it is unknown, expired or revoked, and
+// then with the workspace and the key of one that is known.
 func (a *API) CheckKey(ctx context.Context, hash []byte) (Identity, error) {
 	var row struct {
 		Workspace uuid.UUID      `db:"workspace_id"`
@@ -123,16 +124,21 @@ func (a *API) CheckKey(ctx context.Context, hash []byte) (Identity, error) {
 		Role      string         `db:"role"`
 		Scopes    pq.StringArray `db:"scopes"`
 		Origin    uuid.NullUUID  `db:"origin_user"`
+		Alive     bool           `db:"alive"`
 	}
 	err := a.inScope(ctx, Scope{Credential: hash}, func(tx *sqlx.Tx) error {
-		return tx.GetContext(ctx, &row, `SELECT workspace_id, id, role, scopes, origin_user FROM api_keys
-			WHERE key_hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())`, hash)
+		return tx.GetContext(ctx, &row, `SELECT workspace_id, id, role, scopes, origin_user,
+				revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) AS alive
+			FROM api_keys WHERE key_hash = $1`, hash)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
 		return Identity{}, refuse(Unauthorized, "the API key is unknown, expired or revoked")
 	}
 	if err != nil {
 		return Identity{}, fmt.Errorf("check API key: %w", err)
+	}
+	if !row.Alive {
+		return Identity{Workspace: row.Workspace, Key: row.ID}, refuse(Unauthorized, "the API key is unknown, expired or revoked")
 	}
 	return Identity{Workspace: row.Workspace, Key: row.ID, Origin: row.Origin.UUID, Role: row.Role, Scopes: row.Scopes}, nil
 }

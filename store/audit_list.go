@@ -68,29 +68,29 @@ func (a *API) AuditLog(ctx context.Context, ws uuid.UUID, f AuditFilter, before 
 	return lines, err
 }
 
-// AuditLog is the operators' look at any chain; it notes the read.
-func (s *System) AuditLog(ctx context.Context, chain uuid.UUID, f AuditFilter, before int64, limit int, by Operator) ([]AuditLine, error) {
-	var lines []AuditLine
-	err := s.inAudited(ctx, func(tx *sqlx.Tx, n *notes) (err error) {
-		if lines, err = readAudit(ctx, tx, chain, f, before, limit); err != nil {
-			return err
+// AuditLog is the operators' look at any chain. They note it first (Note).
+func (s *System) AuditLog(ctx context.Context, chain uuid.UUID, f AuditFilter, before int64, limit int) ([]AuditLine, error) {
+	return readAudit(ctx, s.db, chain, f, before, limit)
+}
+
+// Note writes down what an operator is about to do that is no change of a workspace's rows: to look at them, mostly.
+// NotFound when the chain is of no workspace.
+func (s *System) Note(ctx context.Context, chain uuid.UUID, by Operator, action, target string, details map[string]any) error {
+	return s.inAudited(ctx, func(tx *sqlx.Tx, n *notes) error {
+		var known bool
+		err := tx.GetContext(ctx, &known, `SELECT $1 OR EXISTS (SELECT 1 FROM workspaces WHERE id = $2)`, chain == SystemChain, chain)
+		if err != nil {
+			return fmt.Errorf("look for workspace: %w", err)
 		}
-		if len(lines) == 0 && chain != SystemChain { // a workspace that is none must get no chain
-			var known bool
-			if err := tx.GetContext(ctx, &known, `SELECT EXISTS (SELECT 1 FROM audit_heads WHERE workspace_id = $1)`, chain); err != nil {
-				return fmt.Errorf("look for audit chain: %w", err)
-			}
-			if !known {
-				return refuse(NotFound, "no such workspace")
-			}
+		if !known {
+			return refuse(NotFound, "no such workspace")
 		}
-		return n.add(chain, AuditEntry{ActorType: ActorOperator, ActorID: by.Name, Action: "audit_log.read", Target: ChainName(chain), Details: f.Details()})
+		return n.add(chain, AuditEntry{ActorType: ActorOperator, ActorID: by.Name, Action: action, Target: target, Details: details})
 	})
-	return lines, err
 }
 
 // readAudit runs down the primary key, so a page costs the same at any depth; filters are applied on the way.
-func readAudit(ctx context.Context, tx *sqlx.Tx, chain uuid.UUID, f AuditFilter, before int64, limit int) ([]AuditLine, error) {
+func readAudit(ctx context.Context, db sqlx.QueryerContext, chain uuid.UUID, f AuditFilter, before int64, limit int) ([]AuditLine, error) {
 	if before == 0 {
 		before = math.MaxInt64
 	}
@@ -119,7 +119,7 @@ func readAudit(ctx context.Context, tx *sqlx.Tx, chain uuid.UUID, f AuditFilter,
 	}
 	args = append(args, limit)
 	lines := []AuditLine{}
-	err := tx.SelectContext(ctx, &lines, `SELECT seq, at, actor_type, actor_id, action, target, details, ip, request_id, hash FROM audit_log
+	err := sqlx.SelectContext(ctx, db, &lines, `SELECT seq, at, actor_type, actor_id, action, target, details, ip, request_id, hash FROM audit_log
 		WHERE `+strings.Join(where, " AND ")+` ORDER BY seq DESC LIMIT $`+strconv.Itoa(len(args)), args...)
 	if err != nil {
 		return nil, fmt.Errorf("list audit entries: %w", err)

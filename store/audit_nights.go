@@ -47,6 +47,12 @@ type Heads struct {
 	Previous []byte // of the night before; nil: there was none
 }
 
+// NightBefore reports whether h is of the night right before the other's.
+func (h Heads) NightBefore(other Heads) bool {
+	day, err := time.Parse(time.DateOnly, h.Night)
+	return err == nil && day.AddDate(0, 0, 1).Format(time.DateOnly) == other.Night
+}
+
 // WriteHeads writes the heads of all chains as they are now to w.
 func (s *System) WriteHeads(ctx context.Context, w io.Writer) (Heads, error) {
 	return writeHeads(ctx, s.db, w, "")
@@ -115,7 +121,7 @@ func writeHeads(ctx context.Context, db sqlx.QueryerContext, w io.Writer, night 
 		}
 		heads.Chains += int64(len(page))
 		if more = len(page) == headsPage; more {
-			from = after(page[headsPage-1].Chain)
+			from = NextChain(page[headsPage-1].Chain)
 		}
 	}
 	if err := out.Flush(); err != nil {
@@ -128,8 +134,8 @@ func writeHeads(ctx context.Context, db sqlx.QueryerContext, w io.Writer, night 
 	return heads, nil
 }
 
-// after is the id right behind id.
-func after(id uuid.UUID) uuid.UUID {
+// NextChain is the id right behind a chain's: where a list of chains goes on.
+func NextChain(id uuid.UUID) uuid.UUID {
 	for i := len(id) - 1; i >= 0; i-- {
 		if id[i]++; id[i] != 0 {
 			break
@@ -145,8 +151,8 @@ func hexOrNone(raw []byte) string {
 	return hex.EncodeToString(raw)
 }
 
-// errHeads: the text is no list of heads.
-var errHeads = errors.New("this is no list of audit heads, or only a part of one")
+// ErrNoHeads: the text is no list of heads.
+var ErrNoHeads = errors.New("this is no list of audit heads, or only a part of one")
 
 // VerifyHeads compares the chains with a list of heads that was written down: each named entry must be there, with its
 // hash; at most the first 1,000 faults are told. A list that is not whole, or was changed, is an error.
@@ -161,7 +167,7 @@ func (s *System) VerifyHeads(ctx context.Context, list io.Reader) (Heads, []Chai
 		name, value, _ := strings.Cut(line, " ")
 		if name == "digest" {
 			if heads.Digest = sum.Sum(nil); lines.Scan() || hex.EncodeToString(heads.Digest) != value {
-				return heads, nil, errors.Join(errHeads, errors.New("its digest does not fit"))
+				return heads, nil, errors.Join(ErrNoHeads, errors.New("its digest does not fit"))
 			}
 			more, err := s.compareHeads(ctx, page)
 			return heads, tellable(append(faults, more...)), err
@@ -171,7 +177,7 @@ func (s *System) VerifyHeads(ctx context.Context, list io.Reader) (Heads, []Chai
 		switch name {
 		case "muster":
 			if line != headsTitle {
-				err = errHeads
+				err = errors.New("its first line is another")
 			}
 		case "night":
 			heads.Night = value
@@ -186,7 +192,7 @@ func (s *System) VerifyHeads(ctx context.Context, list io.Reader) (Heads, []Chai
 			heads.Chains++
 		}
 		if err != nil {
-			return heads, nil, errors.Join(errHeads, err)
+			return heads, nil, errors.Join(ErrNoHeads, err)
 		}
 		if len(page.chains) == headsPage {
 			more, err := s.compareHeads(ctx, page)
@@ -196,7 +202,7 @@ func (s *System) VerifyHeads(ctx context.Context, list io.Reader) (Heads, []Chai
 			page = headPage{}
 		}
 	}
-	return heads, nil, errors.Join(errHeads, lines.Err())
+	return heads, nil, errors.Join(ErrNoHeads, lines.Err())
 }
 
 // tellable keeps memory bounded when everything is gone.

@@ -47,12 +47,14 @@ func (a *API) Members(ctx context.Context, ws uuid.UUID, before *MemberKey, limi
 	return list, nil
 }
 
-// Member reads one member of the workspace.
-func (a *API) Member(ctx context.Context, ws, user uuid.UUID) (Member, error) {
+// Member reads one member of the workspace, and notes the read if noted is one.
+func (a *API) Member(ctx context.Context, ws, user uuid.UUID, noted *AuditEntry) (Member, error) {
 	var m Member
-	err := a.inWorkspace(ctx, ws, func(tx *sqlx.Tx) (err error) {
-		m, err = (&Work{Workspace: ws, tx: tx}).member(ctx, user)
-		return err
+	err := a.inAudited(ctx, Scope{Workspace: ws}, func(tx *sqlx.Tx, n *notes) (err error) {
+		if m, err = (&Work{Workspace: ws, tx: tx}).member(ctx, user); err != nil || noted == nil {
+			return err
+		}
+		return n.add(ws, *noted)
 	})
 	return m, err
 }
