@@ -142,6 +142,11 @@ var auditedRoutes = map[string]struct {
 			x.mails.Next(x.t)
 		}
 	}},
+	// Stripe's events are a record of their own, as they came.
+	"POST /v1/billing/webhook": {"", func(x *auditWalk) func() {
+		stripe := newWorldOn(x.t, x.env, func(cfg *Config) { cfg.StripeEvents = &events{} }).anonymous()
+		return func() { stripe.post("/v1/billing/webhook", "{}", headers{"Stripe-Signature": "good"}).want(200) }
+	}},
 	"POST /v1/api-keys": {"api_key.create", func(x *auditWalk) func() { return func() { x.key() } }},
 	"DELETE /v1/api-keys/{id}": {"api_key.delete", func(x *auditWalk) func() {
 		id := x.key()
