@@ -36,7 +36,7 @@ func TestAuditLog(t *testing.T) {
 		e := r.at("data.0").(map[string]any)
 		actor := e["actor"].(map[string]any)
 		if e["action"] != "api_key.create" || e["target"] != key || actor["type"] != "user" || actor["id"] != userID(owner.user) || e["ip"] != "127.0.0.1" ||
-			e["request_id"] != "made-here" || len(e["hash"].(string)) != 64 || e["details"].(map[string]any)["name"] != "x" || e["seq"] != 3.0 {
+			e["request_id"] != "made-here" || len(e["hash"].(string)) != 64 || e["details"].(map[string]any)["role"] != "member" || e["seq"] != 3.0 {
 			t.Errorf("%v", e)
 		}
 		if got := strings.Join(r.actions(), " "); got != "api_key.create workspace.set_plan account.register" {

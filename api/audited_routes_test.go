@@ -180,6 +180,15 @@ var auditedRoutes = map[string]struct {
 		id := x.task()
 		return func() { x.owner.post("/v1/tasks/"+id+"/cancel", nil).want(202) }
 	}},
+	"DELETE /v1/tasks/{id}": {"task.erase", func(x *auditWalk) func() {
+		id := x.task()
+		x.owner.post("/v1/tasks/"+id+"/cancel", nil).want(202)
+		return func() { x.owner.do("DELETE", "/v1/tasks/"+id, nil).want(204) }
+	}},
+	"DELETE /v1/workspace": {"workspace.delete", func(x *auditWalk) func() {
+		owner := x.world.owner("pro")
+		return func() { owner.do("DELETE", "/v1/workspace", map[string]any{"confirm": "Test"}).want(202) }
+	}},
 	"POST /v1/tasks/{id}/retry": {"task.retry", func(x *auditWalk) func() {
 		id := x.task()
 		x.owner.post("/v1/tasks/"+id+"/cancel", nil).want(202)
