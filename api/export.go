@@ -21,11 +21,10 @@ import (
 const (
 	exportMedia    = "application/x-ndjson"
 	exportFormat   = 1
-	exportWrite    = 20 * time.Second // a reader that takes longer for a page is cut off
-	exportLife     = time.Hour        // and so is an export that takes longer than this
-	exportsAtOnce  = 4                // per process; further ones are a 503
-	exportRecheck  = 2 * time.Second  // how often the sender's session is looked at again
-	retryAfterBusy = 30               // seconds
+	exportLife     = time.Hour       // and so is an export that takes longer than this
+	exportsAtOnce  = 4               // per process; further ones are a 503
+	exportRecheck  = 2 * time.Second // how often the sender's session is looked at again
+	retryAfterBusy = 30              // seconds
 )
 
 // exportLineJSON is one line. The tables' columns are those of the ledger, with ids as everywhere in the API.
@@ -66,7 +65,7 @@ func (s *Server) exportWorkspace(q *request) (answer, error) {
 func (s *Server) export(q *request, w http.ResponseWriter) error {
 	ctx, cancel := context.WithTimeout(q.ctx, exportLife)
 	defer cancel()
-	out := &lines{conn: http.NewResponseController(w), to: w}
+	out := &lines{conn: http.NewResponseController(w), to: w, pause: s.ExportWrite}
 	_ = out.conn.SetReadDeadline(time.Time{}) // net/http would end the context with the read timeout
 	head := map[string]any{"format": exportFormat, "workspace": store.FormatID(store.WorkspacePrefix, q.id.Workspace), "at": s.Now().UTC()}
 	if err := out.write("export", mustJSON(head)); err != nil {
@@ -119,10 +118,11 @@ func (s *Server) mayGoOn(ctx context.Context, q *request) error {
 	return err
 }
 
-// lines writes JSON lines, each page within exportWrite.
+// lines writes JSON lines, each page within pause.
 type lines struct {
-	conn *http.ResponseController
-	to   http.ResponseWriter
+	conn  *http.ResponseController
+	to    http.ResponseWriter
+	pause time.Duration
 }
 
 func (l *lines) write(table string, rows ...json.RawMessage) error {
@@ -132,7 +132,7 @@ func (l *lines) write(table string, rows ...json.RawMessage) error {
 		buf.Write(row)
 		buf.WriteString("}\n")
 	}
-	_ = l.conn.SetWriteDeadline(time.Now().Add(exportWrite)) // a recorder in a test has none
+	_ = l.conn.SetWriteDeadline(time.Now().Add(l.pause)) // a recorder in a test has none
 	if _, err := l.to.Write(buf.Bytes()); err != nil {
 		return err
 	}

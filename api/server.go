@@ -79,6 +79,7 @@ type Config struct {
 	WriteTimeout      time.Duration // from the end of the header; longer than the longest wait; 90 s
 	IdleTimeout       time.Duration // 120 s
 	WorkTimeout       time.Duration // of a request's work in the ledger; 15 s
+	ExportWrite       time.Duration // how long the reader of an export may take for a page; 20 s
 
 	Now func() time.Time // time.Now
 }
@@ -105,6 +106,7 @@ func (cfg Config) defaults() (Config, error) {
 	setDefault(&cfg.WriteTimeout, 90*time.Second)
 	setDefault(&cfg.IdleTimeout, 120*time.Second)
 	setDefault(&cfg.WorkTimeout, 15*time.Second)
+	setDefault(&cfg.ExportWrite, 20*time.Second)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
