@@ -149,7 +149,7 @@ func (s *Server) sendAuditLog(q *request, w http.ResponseWriter, f store.AuditFi
 	conn, looked := http.NewResponseController(w), time.Now()
 	_ = conn.SetReadDeadline(time.Time{}) // net/http would end the context with the read timeout
 	for first := true; ; first = false {
-		_ = conn.SetWriteDeadline(time.Now().Add(exportWrite)) // a recorder in a test has none
+		_ = conn.SetWriteDeadline(time.Now().Add(s.ExportWrite)) // a recorder in a test has none
 		if err := write(w, page, first); err != nil {
 			return err
 		}
