@@ -60,6 +60,7 @@ func commands() []command {
 		{"scheduler", "", "sweeps, repairs and the nightly push; any number may run, one acts", runScheduler},
 		{"migrate", "", "bring the database's schema and roles up to this version", runMigrate},
 		{"workspace", "list|show|set-plan|set-limit|pause|resume|restore …", "look at and change workspaces", runWorkspace},
+		{"plans", "", "the table of plans; --cost PLAN: what a workspace can cost at worst", runPlans},
 		{"tasks", "list|show|retry|cancel …", "look at and change tasks", runTasks},
 		{"user", "list|show|reset-password …", "look at accounts, let somebody in again", runUser},
 		{"billing", "setup|push|reconcile …", "usage and Stripe", runBilling},

@@ -13,7 +13,7 @@ import (
 type newTaskBody struct {
 	Prompt         string            `json:"prompt" required:"true" minLength:"1" description:"At most 256 KiB."`
 	Agent          string            `json:"agent" maxLength:"64" default:"marcus" description:"A built-in agent or one of the workspace's own, by name."`
-	Input          jsonObject        `json:"input" description:"Data for the agent beside the prompt."`
+	Input          jsonObject        `json:"input" description:"Data for the agent beside the prompt. At most 512 KiB."`
 	Model          string            `json:"model" maxLength:"128" pattern:"^[a-z0-9][a-z0-9_-]*(/[A-Za-z0-9][A-Za-z0-9._:@/-]*)?$" default:"auto" description:"auto, a provider, or provider/model."`
 	Priority       int               `json:"priority" minimum:"-100" maximum:"100" default:"0" description:"Within the workspace; higher runs first."`
 	TimeoutSeconds *int              `json:"timeout_seconds" minimum:"1" maximum:"300" default:"300" description:"Wall clock of the agent, per attempt."`
@@ -43,6 +43,7 @@ type countJSON struct {
 // Limits that struct tags cannot say, because they count bytes or bind keys.
 const (
 	maxPromptBytes  = 256 << 10
+	maxInputBytes   = 512 << 10
 	maxMetadataKey  = 64
 	maxMetadataText = 512
 )
@@ -51,6 +52,9 @@ const (
 func (b *newTaskBody) check(at string, f *faults) {
 	if len(b.Prompt) > maxPromptBytes {
 		f.wrong(at+"prompt", "must have at most %d bytes", maxPromptBytes)
+	}
+	if len(b.Input.RawMessage) > maxInputBytes {
+		f.wrong(at+"input", "must have at most %d bytes", maxInputBytes)
 	}
 	checkMetadata(at+"metadata", b.Metadata, f)
 	setDefault(&b.Agent, store.DefaultAgent)
