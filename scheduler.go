@@ -218,7 +218,8 @@ func (s *scheduler) sweepOnce(ctx context.Context) {
 	s.part(ctx, "lost_turns", s.reissueLost)
 	s.part(ctx, "missed_turns", s.issueMissed)
 	s.every(ctx, time.Minute, "orphaned_calls", func(ctx context.Context) error {
-		_, err := s.system.CloseOrphanedCalls(ctx, callGrace)
+		_, turns, err := s.system.CloseOrphanedCalls(ctx, callGrace)
+		s.enqueue(turns)
 		return err
 	})
 	s.every(ctx, 10*time.Minute, "retention", func(ctx context.Context) error { return s.system.Sweep(ctx, keepKeys) })

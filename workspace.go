@@ -125,9 +125,15 @@ type workspaceJSON struct {
 	ReservedMS             int64     `json:"reserved_ms"`
 	RequestsPerHour        int       `json:"requests_per_hour"`
 	MaxUsers               int       `json:"max_users"`
+	MaxTaskCostMicroUSD    int64     `json:"max_task_cost_microusd"`
 	ProviderBudgetMicroUSD int64     `json:"provider_budget_microusd"`
 	Models                 []string  `json:"models"` // empty: all
 	NeedsVerifiedEmail     bool      `json:"needs_verified_email"`
+	ProviderUsed           int64     `json:"provider_used_microusd"`
+	ProviderReserved       int64     `json:"provider_reserved_microusd"`
+	OverageEnabled         bool      `json:"overage_enabled"`
+	SpendCapCents          int64     `json:"spend_cap_cents"`
+	OverageMS              int64     `json:"overage_ms"`
 	StripeCustomer         *string   `json:"stripe_customer"`
 	StripeSubscription     *string   `json:"stripe_subscription"`
 	CreatedAt              time.Time `json:"created_at"`
@@ -143,11 +149,22 @@ func ptr[T any](v T) *T { return &v }
 
 func showWorkspace(w store.Workspace) workspaceJSON {
 	return workspaceJSON{ID: store.FormatID(store.WorkspacePrefix, w.ID), Name: w.Name, Plan: w.Plan, Status: w.Status, Queue: w.Queue,
-		Paused: w.Paused, Concurrency: w.Concurrency, Running: w.Running, Waiting: w.Waiting, MaxWaiting: w.MaxWaiting,
+		Paused: pausedBy(w), Concurrency: w.Concurrency, Running: w.Running, Waiting: w.Waiting, MaxWaiting: w.MaxWaiting,
 		Period: w.Period.Format("2006-01"), QuotaMS: w.QuotaMS, UsedMS: w.UsedMS, ReservedMS: w.ReservedMS,
-		RequestsPerHour: w.RequestsPerHour, MaxUsers: w.MaxUsers, ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD,
-		Models: append([]string{}, w.Models...), NeedsVerifiedEmail: w.NeedsVerifiedEmail,
-		StripeCustomer: w.StripeCustomerID, StripeSubscription: w.StripeSubscriptionID, CreatedAt: w.CreatedAt.UTC()}
+		RequestsPerHour: w.RequestsPerHour, MaxUsers: w.MaxUsers, MaxTaskCostMicroUSD: w.MaxTaskCostMicroUSD,
+		ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD, ProviderUsed: w.ProviderUsedMicroUSD, ProviderReserved: w.ProviderReservedMicroUSD,
+		OverageEnabled: w.OverageEnabled, SpendCapCents: w.SpendCapCents, OverageMS: w.OverageMS, Models: append([]string{}, w.Models...),
+		NeedsVerifiedEmail: w.NeedsVerifiedEmail,
+		StripeCustomer:     w.StripeCustomerID, StripeSubscription: w.StripeSubscriptionID, CreatedAt: w.CreatedAt.UTC()}
+}
+
+// pausedBy names who paused a workspace; nil for nobody.
+func pausedBy(w store.Workspace) *string {
+	if len(w.Paused) == 0 {
+		return nil
+	}
+	names := strings.Join(w.Paused, ", ")
+	return &names
 }
 
 func printJSON(w io.Writer, v any) error {
@@ -193,8 +210,8 @@ func workspaceList(ctx context.Context, c *cli, args []string) error {
 	fmt.Fprintln(tw, "WORKSPACE\tNAME\tPLAN\tRUNNING\tWAITING\tUSED MIN\tOF\tPAUSED")
 	for _, w := range list {
 		paused := "-"
-		if w.Paused != nil {
-			paused = *w.Paused
+		if by := pausedBy(w); by != nil {
+			paused = *by
 		}
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%d/%d\t%d\t%d\t%d\t%s\n", store.FormatID(store.WorkspacePrefix, w.ID), printable(w.Name), w.Plan,
 			w.Running, w.Concurrency, w.Waiting, w.UsedMS/60_000, w.QuotaMS/60_000, paused)
@@ -250,8 +267,8 @@ func (c *cli) showOne(ctx context.Context, system *store.System, ws uuid.UUID, a
 		return printJSON(c.stdout, shown)
 	}
 	paused := "no"
-	if w.Paused != nil {
-		paused = "by " + *w.Paused
+	if by := pausedBy(w); by != nil {
+		paused = "by " + *by
 	}
 	orNone := func(s *string) string {
 		if s == nil {
@@ -271,7 +288,18 @@ func (c *cli) showOne(ctx context.Context, system *store.System, ws uuid.UUID, a
 	fmt.Fprintf(tw, "margin %s\t%s: price %s less model cost %s (expected %s)\n", w.Period.Format("2006-01"), dollars(m.MicroUSD()),
 		dollars(m.PriceMicroUSD), dollars(m.CostMicroUSD), dollars(m.ExpectedMicroUSD))
 	fmt.Fprintf(tw, "models\t%s\nneeds a proved address\t%t\n", models, w.NeedsVerifiedEmail)
+	overage := "off"
+	if w.OverageEnabled {
+		overage = fmt.Sprintf("%d ms used of %d (%s of $%d.%02d)", w.OverageMS, w.OverageAllowanceMS, dollars(store.OverageMicroUSD(w.OverageMS)), w.SpendCapCents/100, w.SpendCapCents%100)
+	}
+	fmt.Fprintf(tw, "overage\t%s\nprovider budget\t%s used, %s reserved, of %s; %s a task\n", overage, dollars(w.ProviderUsedMicroUSD),
+		dollars(w.ProviderReservedMicroUSD), dollars(w.ProviderBudgetMicroUSD), dollars(w.MaxTaskCostMicroUSD))
 	return tw.Flush()
+}
+
+// dollars writes micro-dollars whole.
+func dollars(microUSD int64) string {
+	return fmt.Sprintf("$%d.%06d", microUSD/1_000_000, microUSD%1_000_000)
 }
 
 func workspaceSetPlan(ctx context.Context, c *cli, args []string) error {

@@ -35,6 +35,13 @@ type workspaceBody struct {
 type workspacePatch struct {
 	Name *string `json:"name" minLength:"1" maxLength:"100"`
 	Slug *string `json:"slug" maxLength:"63" description:"Chooses this workspace's login on a host of its own. A DNS label of at least 3 characters that no other workspace has; empty: none."`
+
+	Overage *overagePatch `json:"overage" description:"Paid time past the plan, on plans that cost something. It holds from the next task that starts."`
+}
+
+type overagePatch struct {
+	Enabled       bool   `json:"enabled" description:"false when absent."`
+	SpendCapCents *int64 `json:"spend_cap_cents" minimum:"1" maximum:"5000000" description:"What it may cost per UTC month. The last one when absent."`
 }
 
 type userJSON struct {
@@ -51,6 +58,7 @@ type limitsJSON struct {
 	MaxWaiting             int      `json:"max_waiting" description:"Tasks that wait at once, scheduled ones included."`
 	MaxUsers               *int     `json:"max_users" description:"null: unlimited."`
 	ProviderBudgetMicroUSD int64    `json:"provider_budget_microusd" description:"Model cost per UTC month."`
+	MaxTaskCostMicroUSD    int64    `json:"max_task_cost_microusd" description:"Model cost of one task, all its attempts together."`
 	Models                 []string `json:"models" description:"The models that tasks may run on: provider/model, * at the end stands for anything. Empty: all."`
 	NeedsVerifiedEmail     bool     `json:"needs_verified_email" description:"Where the service asks for it, an owner must have proved their address before the first task."`
 }
@@ -93,7 +101,7 @@ func workspaceOf(w store.Workspace) workspaceJSON {
 	return workspaceJSON{
 		ID: store.FormatID(store.WorkspacePrefix, w.ID), Name: w.Name, Slug: w.Slug, Plan: w.Plan, Status: status,
 		Limits: limitsJSON{AgentMS: w.QuotaMS, RequestsPerHour: w.RequestsPerHour, Concurrency: w.Concurrency, MaxWaiting: w.MaxWaiting,
-			MaxUsers: orNull(w.MaxUsers), ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD, Models: orEmpty(w.Models), NeedsVerifiedEmail: w.NeedsVerifiedEmail},
+			MaxUsers: orNull(w.MaxUsers), ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD, MaxTaskCostMicroUSD: w.MaxTaskCostMicroUSD, Models: orEmpty(w.Models), NeedsVerifiedEmail: w.NeedsVerifiedEmail},
 		Settings: jsonObject{w.Settings}, CreatedAt: w.CreatedAt.UTC(),
 	}
 }
@@ -285,27 +293,44 @@ func (s *Server) patchWorkspace(q *request) (answer, error) {
 				f.wrong("slug", "%s", fault)
 			}
 		}
-		if b.Name == nil && b.Slug == nil {
+		if b.Name == nil && b.Slug == nil && b.Overage == nil {
 			f.wrong("name", "nothing is to change")
 		}
 	})
 	if err != nil {
 		return answer{}, err
 	}
+	for field, sent := range map[string]bool{"name": body.Name != nil, "slug": body.Slug != nil, "overage": body.Overage != nil} {
+		if sent {
+			if err := q.mayChange(field); err != nil {
+				return answer{}, err
+			}
+		}
+	}
+	change := store.WorkspaceChange{Name: body.Name, Slug: body.Slug}
+	if o := body.Overage; o != nil {
+		change.Overage = &store.OverageSetting{Enabled: o.Enabled, SpendCapCents: o.SpendCapCents}
+	}
 	return s.work(q, true, func(w *store.Work) (answer, error) {
-		changed, err := w.Change(q.ctx, store.WorkspaceChange(body))
+		changed, err := w.Change(q.ctx, change)
 		if err != nil {
 			return answer{}, err
 		}
 		what := []string{} // not the names themselves: the log outlives the workspace
+		details := map[string]any{}
+		if body.Overage != nil {
+			what = append(what, "overage")
+			details["overage_enabled"], details["spend_cap_cents"] = changed.OverageEnabled, changed.SpendCapCents
+		}
 		if body.Name != nil {
 			what = append(what, "name")
 		}
 		if body.Slug != nil {
 			what = append(what, "slug")
 		}
+		details["changed"] = what
 		id := store.FormatID(store.WorkspacePrefix, w.Workspace)
-		return answer{status: http.StatusOK, body: workspaceOf(changed)}, q.audit(w, "workspace.update", id, map[string]any{"changed": what})
+		return answer{status: http.StatusOK, body: workspaceOf(changed)}, q.audit(w, "workspace.update", id, details)
 	})
 }
 

@@ -162,9 +162,24 @@ func authorize(r *route, id *identity) error {
 		return &apiError{problem: probForbidden, detail: "this needs the role " + r.role + "; you have " + id.Role}
 	}
 	if r.scope != "" && !slices.Contains(id.scopes, r.scope) {
-		return &apiError{problem: probForbidden, detail: "this needs the scope " + r.scope, scope: r.scope}
+		return lacksScope(r.scope)
+	}
+	if held := func(scope string) bool { return slices.Contains(id.scopes, scope) }; len(r.fieldScopes) > 0 && !slices.ContainsFunc(r.anyScope(), held) {
+		return lacksScope(strings.Join(r.anyScope(), " or "))
 	}
 	return nil
+}
+
+// mayChange refuses a field of the body whose scope the credential lacks.
+func (q *request) mayChange(field string) error {
+	if scope := q.route.fieldScopes[field]; !slices.Contains(q.id.scopes, scope) {
+		return lacksScope(scope)
+	}
+	return nil
+}
+
+func lacksScope(scope string) *apiError {
+	return &apiError{problem: probForbidden, detail: "this needs the scope " + scope, scope: scope}
 }
 
 // queryHoldsCredential: somebody put a key or a token into the URL.

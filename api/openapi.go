@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"reflect"
 	"slices"
@@ -127,6 +128,15 @@ func (r *route) fullDetails() string {
 		rights = "Needs an access token."
 	case !r.anonymous && r.scope != "":
 		rights = fmt.Sprintf("Needs the role %s and the scope %s.", r.role, r.scope)
+	case len(r.fieldScopes) > 0:
+		rights = fmt.Sprintf("Needs the role %s, and a scope for each field that changes:", r.role)
+		for i, field := range slices.Sorted(maps.Keys(r.fieldScopes)) {
+			if i > 0 {
+				rights += ","
+			}
+			rights += fmt.Sprintf(" %s for %s", r.fieldScopes[field], field)
+		}
+		rights += "."
 	case !r.anonymous:
 		rights = "Needs any credential."
 	}

@@ -1,7 +1,9 @@
 package api
 
 import (
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/generic-corp/muster/store"
@@ -18,6 +20,8 @@ type route struct {
 	scope     string // the scope the credential must have; empty: any credential
 	session   bool   // an access token, not an API key
 	self      bool   // whatever their role, users may do it to themselves, with an access token: the path's user_id is theirs
+
+	fieldScopes map[string]string // in place of scope: what each field of the body needs
 
 	params  any   // struct of path, query and header parameters; nil: none
 	body    any   // request struct; nil: no body
@@ -179,8 +183,9 @@ var routes = []route{
 	{method: http.MethodGet, path: "/v1/audit-log/export", role: store.RoleOwner, session: true, waits: true, summary: "The audit log as a file, newest first",
 		details: "It is noted. In CSV, a text that a spreadsheet would read as a formula has an apostrophe before it.",
 		params:  exportAuditParams{}, answers: map[int]any{200: auditEntryJSON{}}, media: exportMedia, csv: true, headers: []string{"Content-Disposition"}, handle: (*Server).exportAuditLog},
-	{method: http.MethodPatch, path: "/v1/workspace", role: store.RoleOwner, scope: "members:write", idempotent: true, summary: "Change the workspace's name or slug",
-		body: workspacePatch{}, answers: map[int]any{200: workspaceJSON{}}, problems: []problem{probConflict}, handle: (*Server).patchWorkspace},
+	{method: http.MethodPatch, path: "/v1/workspace", role: store.RoleOwner, idempotent: true, summary: "Change the workspace's name or slug, or paid time past the plan",
+		fieldScopes: map[string]string{"name": "members:write", "slug": "members:write", "overage": "billing:write"},
+		body:        workspacePatch{}, answers: map[int]any{200: workspaceJSON{}}, problems: []problem{probConflict, probPlanLimit}, handle: (*Server).patchWorkspace},
 	{method: http.MethodGet, path: "/v1/workspace/export", role: store.RoleOwner, session: true, waits: true, summary: "All that the workspace has, as JSON lines",
 		details: "Without secrets. Each line is a row and its table; an export without its last line, table end, is not whole. Tables come one after the other, newest rows first, each row as it was when it was read.",
 		answers: map[int]any{200: exportLineJSON{}}, media: exportMedia, handle: (*Server).exportWorkspace},
@@ -192,6 +197,11 @@ var routes = []route{
 // ginPath writes {id} as :id.
 func (r *route) ginPath() string {
 	return strings.NewReplacer("{", ":", "}", "").Replace(r.path)
+}
+
+// anyScope lists the scopes of which a sender must have one to change anything.
+func (r *route) anyScope() []string {
+	return slices.Compact(slices.Sorted(maps.Values(r.fieldScopes)))
 }
 
 // pattern names the route in idempotency keys.

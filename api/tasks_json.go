@@ -195,7 +195,7 @@ type attemptJSON struct {
 	ID         string         `json:"id"`
 	Attempt    int            `json:"attempt"`
 	Worker     string         `json:"worker"`
-	Outcome    string         `json:"outcome" enum:"running,succeeded,failed,retry,timeout,canceled,handed_back,quota_cut,crashed"`
+	Outcome    string         `json:"outcome" enum:"running,succeeded,failed,retry,timeout,canceled,handed_back,quota_cut,budget_cut,crashed"`
 	Billable   bool           `json:"billable"`
 	Error      *taskErrorJSON `json:"error"`
 	StartedAt  time.Time      `json:"started_at"`

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/generic-corp/muster/store"
 )
 
@@ -67,11 +69,12 @@ func TestTasks(t *testing.T) {
 		if a := c.get("/v1/tasks/" + r.str("id") + "/attempts").want(200); a.str("data.0.outcome") != "running" || a.at("data.0.usage") != nil {
 			t.Errorf("attempts: %s", a.body)
 		}
-		call, err := f.BeginCall(t.Context(), store.CallStart{Workspace: c.ws, Task: running.ID, Lease: running.Lease, Provider: "openai", Model: "m", Step: 1, Try: 1, CeilingMicroUSD: 900})
+		call := uuid.New()
+		err := f.BeginCall(t.Context(), store.CallStart{ID: call, Workspace: c.ws, Task: running.ID, Lease: running.Lease, Provider: "openai", Model: "m", Step: 1, Try: 1, CeilingMicroUSD: 900})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := f.EndCall(t.Context(), c.ws, call, store.CallEnd{Outcome: "ok", HTTPStatus: 200, LatencyMS: 12, InputTokens: 10, OutputTokens: 20, CostMicroUSD: 7}); err != nil {
+		if _, err := f.EndCall(t.Context(), c.ws, call, store.CallEnd{Outcome: "ok", HTTPStatus: 200, LatencyMS: 12, InputTokens: 10, OutputTokens: 20, CostMicroUSD: 7}); err != nil {
 			t.Fatal(err)
 		}
 		f.finish(running, store.Succeeded, store.AttemptUsage{AgentMS: 1234, ProviderCalls: 1, InputTokens: 10, OutputTokens: 20, CostMicroUSD: 7})
@@ -293,9 +296,13 @@ func TestWaitingReasons(t *testing.T) {
 		if r.str("waiting.reason") != "quota_exhausted" || reason(c, r.str("id")) != "quota_exhausted" {
 			t.Errorf("%s", r.body)
 		}
-		short := c.post("/v1/tasks", map[string]any{"prompt": "x", "timeout_seconds": 2}).want(202)
-		if short.str("waiting.reason") != "in_line" {
-			t.Errorf("what is left is enough for it: %s", short.body)
+		short := map[string]any{"prompt": "x", "timeout_seconds": 2}
+		if behind := c.post("/v1/tasks", short).want(202); behind.str("waiting.reason") != "quota_exhausted" || reason(c, behind.str("id")) != "quota_exhausted" {
+			t.Errorf("what is left is enough for it, but not for the one before it: %s", behind.body)
+		}
+		short["priority"] = 1
+		if first := c.post("/v1/tasks", short).want(202); first.str("waiting.reason") != "in_line" || reason(c, first.str("id")) != "in_line" {
+			t.Errorf("what is left is enough for it: %s", first.body)
 		}
 	})
 }

@@ -119,18 +119,35 @@ type quotaJSON struct {
 	IncludedMS  int64       `json:"included_ms"`
 	UsedMS      int64       `json:"used_ms"`
 	ReservedMS  int64       `json:"reserved_ms" description:"Held by what runs now."`
-	RemainingMS int64       `json:"remaining_ms"`
-	State       string      `json:"state" enum:"ok,warned,exhausted" description:"warned from 80 % on; exhausted: tasks wait for the next period."`
-	Overage     overageJSON `json:"overage"`
+	RemainingMS int64       `json:"remaining_ms" description:"What may still be used, overage included."`
+	State       string      `json:"state" enum:"ok,warned,exhausted" description:"warned from 80 % of the included time on; exhausted: tasks wait for the next period."`
+	Overage     overageJSON `json:"overage" description:"Paid time past the plan. Owners turn it on with PATCH /v1/workspace."`
+
+	ProviderBudget providerBudgetJSON `json:"provider_budget" description:"What model calls may cost. A call reserves the most that it can cost; tasks whose next call does not fit wait for provider_budget."`
 }
 
 type overageJSON struct {
-	Enabled bool  `json:"enabled"`
-	UsedMS  int64 `json:"used_ms"`
+	Enabled       bool  `json:"enabled"`
+	SpendCapCents int64 `json:"spend_cap_cents" description:"Per UTC month."`
+	AllowanceMS   int64 `json:"allowance_ms" description:"The time that the cap buys in a month; 0 while overage is off."`
+	UsedMS        int64 `json:"used_ms" description:"The part of used_ms that is charged."`
+	CostMicroUSD  int64 `json:"cost_microusd" description:"Of it, before taxes; rounded up."`
+}
+
+type providerBudgetJSON struct {
+	IncludedMicroUSD  int64 `json:"included_microusd"`
+	UsedMicroUSD      int64 `json:"used_microusd"`
+	ReservedMicroUSD  int64 `json:"reserved_microusd" description:"Held by calls under way."`
+	RemainingMicroUSD int64 `json:"remaining_microusd"`
+	MaxTaskMicroUSD   int64 `json:"max_task_microusd" description:"What one task may cost, all its attempts together; past it it fails with task_cost_limit."`
 }
 
 func (s *Server) getQuota(q *request) (answer, error) {
 	quota, err := s.Store.Quota(q.ctx, q.id.Workspace)
+	o, p := quota.Overage, quota.Provider
 	return answer{status: http.StatusOK, body: quotaJSON{PeriodStart: quota.PeriodStart, PeriodEnd: quota.PeriodEnd, IncludedMS: quota.IncludedMS,
-		UsedMS: quota.UsedMS, ReservedMS: quota.ReservedMS, RemainingMS: quota.RemainingMS, State: quota.State}}, err
+		UsedMS: quota.UsedMS, ReservedMS: quota.ReservedMS, RemainingMS: quota.RemainingMS, State: quota.State,
+		Overage: overageJSON{Enabled: o.Enabled, SpendCapCents: o.SpendCapCents, AllowanceMS: o.AllowanceMS, UsedMS: o.UsedMS, CostMicroUSD: o.CostMicroUSD},
+		ProviderBudget: providerBudgetJSON{IncludedMicroUSD: p.Included, UsedMicroUSD: p.Used, ReservedMicroUSD: p.Reserved,
+			RemainingMicroUSD: p.Remaining, MaxTaskMicroUSD: p.MaxTask}}}, err
 }

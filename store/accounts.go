@@ -198,7 +198,7 @@ func (a *API) Workspace(ctx context.Context, ws uuid.UUID) (Workspace, error) {
 
 func (w *Work) workspace(ctx context.Context) (Workspace, error) {
 	var row Workspace
-	err := w.tx.GetContext(ctx, &row, workspaceQuery+` WHERE w.id = $1`, w.Workspace)
+	err := w.tx.GetContext(ctx, &row, workspaceQuery+` WHERE ws.id = $1`, w.Workspace)
 	if err != nil {
 		return Workspace{}, noRows(fmt.Errorf("read workspace: %w", err), "workspace")
 	}
@@ -209,9 +209,11 @@ func (w *Work) workspace(ctx context.Context) (Workspace, error) {
 type WorkspaceChange struct {
 	Name *string // 1..100 characters
 	Slug *string // a DNS label of 3..63 characters; empty: none
+
+	Overage *OverageSetting
 }
 
-// Change changes the workspace and returns it as it is then; Conflict when another one has the slug.
+// Change changes the workspace and returns it as it is then; Conflict when another one has the slug, and see setOverage.
 func (w *Work) Change(ctx context.Context, c WorkspaceChange) (Workspace, error) {
 	done, err := w.tx.ExecContext(ctx, `UPDATE workspaces SET name = coalesce($2::text, name),
 			slug = CASE WHEN $3::text IS NULL THEN slug ELSE nullif($3::text, '') END, updated_at = now() WHERE id = $1`, w.Workspace, c.Name, c.Slug)
@@ -225,6 +227,11 @@ func (w *Work) Change(ctx context.Context, c WorkspaceChange) (Workspace, error)
 		return Workspace{}, fmt.Errorf("change workspace: %w", err)
 	} else if n == 0 {
 		return Workspace{}, errGone
+	}
+	if c.Overage != nil {
+		if err := w.setOverage(ctx, *c.Overage); err != nil {
+			return Workspace{}, err
+		}
 	}
 	return w.workspace(ctx)
 }

@@ -155,13 +155,13 @@ func admit(ctx context.Context, tx *sqlx.Tx, loads map[uuid.UUID]*load, best map
 	return nil
 }
 
-// next admits the best task of the workspace, if it has one, room and quota. The last task is left to a turn that is out.
+// next admits the best task of the workspace, if it has one, room, quota and budget. The last task is left to a turn that is out.
 func (l *load) next(best map[uuid.UUID][]runnable) (a admission, ok bool) {
 	candidates := best[l.Workspace]
 	if len(candidates) == 0 || l.Turn != nil && len(candidates) == 1 || !l.hasRoom() {
 		return a, false
 	}
-	ms := l.reservation(candidates[0].TimeoutMS)
+	ms := l.admits(candidates[0])
 	if ms == 0 {
 		return a, false
 	}

@@ -23,6 +23,7 @@ const (
 	Canceled   Outcome = "canceled"    // the customer asked
 	HandedBack Outcome = "handed_back" // the worker is leaving: no attempt spent, nothing billed
 	QuotaCut   Outcome = "quota_cut"   // the quota ran out under it: no attempt spent, its time metered
+	BudgetCut  Outcome = "budget_cut"  // the provider budget did, likewise
 	Crashed    Outcome = "crashed"     // its worker died; only the scheduler says so
 )
 
@@ -43,6 +44,9 @@ type Finish struct {
 
 	// CustomerFault: a Failed attempt is billable only when the customer's own input was at fault.
 	CustomerFault bool
+
+	// NeedsMicroUSD is the call that did not fit, of a BudgetCut: the task is not tried again before it does.
+	NeedsMicroUSD int64
 }
 
 // AttemptUsage is what one attempt used. The four token counts are disjoint.
@@ -108,6 +112,8 @@ type move struct {
 	crashes int           // crashes afterwards
 	delay   time.Duration // when status is scheduled
 	err     *TaskError
+	needs   int64 // micro-dollars of the provider budget, before it is tried again
+	overage int64 // milliseconds of it that are charged
 }
 
 // decide is the whole rule of what follows an attempt.
@@ -127,6 +133,8 @@ func decide(f *Finish, h held) move {
 		}
 	case HandedBack, QuotaCut:
 		m.status, m.attempt, m.err = StatusQueued, h.Spent, nil
+	case BudgetCut:
+		m.status, m.attempt, m.err, m.needs = StatusQueued, h.Spent, nil, f.NeedsMicroUSD
 	case Crashed:
 		m.status, m.attempt, m.err, m.crashes = StatusQueued, h.Spent, nil, h.Crashes+1
 		if m.crashes >= 2 {
@@ -144,11 +152,11 @@ func decide(f *Finish, h held) move {
 	return m
 }
 
-// billable: succeeded, timed out, cancelled by the customer, cut by the quota, and the customer's own mistakes. Not:
+// billable: succeeded, timed out, cancelled by the customer, cut by quota or budget, and the customer's own mistakes. Not:
 // crashed workers, hand-backs, provider outages.
 func (f *Finish) billable() bool {
 	switch f.Outcome {
-	case Succeeded, Timeout, Canceled, QuotaCut:
+	case Succeeded, Timeout, Canceled, QuotaCut, BudgetCut:
 		return true
 	case Failed:
 		return f.CustomerFault
@@ -194,9 +202,9 @@ func finishAll(ctx context.Context, tx *sqlx.Tx, n *notes, loads map[uuid.UUID]*
 			l.Waiting++
 		}
 		if f.billable() {
-			before := l.UsedMS
-			l.UsedMS += f.Usage.AgentMS
-			r.Notice = crossed(share{before, l.QuotaMS}, share{l.UsedMS, l.QuotaMS})
+			before := l.agentTime()
+			moves[i].overage = l.charge(f.Usage.AgentMS)
+			r.Notice = crossed(before, l.agentTime())
 		}
 	}
 	if err := updateTasks(ctx, tx, byLease, ended, moves); err != nil {
@@ -211,7 +219,7 @@ func finishAll(ctx context.Context, tx *sqlx.Tx, n *notes, loads map[uuid.UUID]*
 	for _, h := range ended {
 		if r := results[h.Lease]; r.Notice != 0 {
 			l := loads[h.Workspace]
-			told, err := l.tell(ctx, tx, n, NoticeAgentTime, r.Notice, share{l.UsedMS, l.QuotaMS})
+			told, err := l.tell(ctx, tx, n, NoticeAgentTime, r.Notice, l.agentTime())
 			if err != nil {
 				return nil, err
 			}
@@ -252,10 +260,12 @@ func updateTasks(ctx context.Context, tx *sqlx.Tx, byLease map[uuid.UUID]*Finish
 	statuses, attempts, crashes, delays := make([]string, n), make([]int64, n), make([]int64, n), make([]int64, n)
 	started, results, errs := make([]string, n), make([]*string, n), make([]*string, n)
 	agentMS, calls, in, out, cost := make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n)
+	needs := make([]int64, n)
 	for i, h := range ended {
 		f, m := byLease[h.Lease], moves[i]
 		workspaces[i], ids[i] = h.Workspace, h.Task
 		statuses[i], attempts[i], crashes[i], delays[i] = m.status, int64(m.attempt), int64(m.crashes), m.delay.Milliseconds()
+		needs[i] = m.needs
 		started[i] = h.ClaimedAt.UTC().Format(time.RFC3339Nano)
 		if m.status == StatusSucceeded && len(f.Result) > 0 {
 			s := string(f.Result)
@@ -271,13 +281,14 @@ func updateTasks(ctx context.Context, tx *sqlx.Tx, byLease map[uuid.UUID]*Finish
 			started_at = coalesce(t.started_at, v.started_at),
 			finished_at = CASE WHEN v.status IN ('succeeded', 'failed', 'canceled') THEN now() END,
 			result = v.result, error = v.error, agent_ms = t.agent_ms + v.agent_ms, provider_calls = t.provider_calls + v.calls,
-			input_tokens = t.input_tokens + v.input, output_tokens = t.output_tokens + v.output, cost_microusd = t.cost_microusd + v.cost
+			input_tokens = t.input_tokens + v.input, output_tokens = t.output_tokens + v.output, cost_microusd = t.cost_microusd + v.cost,
+			needs_microusd = v.needs
 		FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::int[], $5::int[], $6::bigint[], $7::timestamptz[], $8::jsonb[], $9::jsonb[],
-			$10::bigint[], $11::int[], $12::bigint[], $13::bigint[], $14::bigint[])
-			AS v (workspace_id, id, status, attempt, crashes, delay_ms, started_at, result, error, agent_ms, calls, input, output, cost)
+			$10::bigint[], $11::int[], $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[])
+			AS v (workspace_id, id, status, attempt, crashes, delay_ms, started_at, result, error, agent_ms, calls, input, output, cost, needs)
 		WHERE t.workspace_id = v.workspace_id AND t.id = v.id`,
 		pq.Array(workspaces), pq.Array(ids), pq.Array(statuses), pq.Array(attempts), pq.Array(crashes), pq.Array(delays),
-		pq.Array(started), pq.Array(results), pq.Array(errs), pq.Array(agentMS), pq.Array(calls), pq.Array(in), pq.Array(out), pq.Array(cost))
+		pq.Array(started), pq.Array(results), pq.Array(errs), pq.Array(agentMS), pq.Array(calls), pq.Array(in), pq.Array(out), pq.Array(cost), pq.Array(needs))
 	if err != nil {
 		return fmt.Errorf("update finished tasks: %w", err)
 	}

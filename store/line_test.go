@@ -112,6 +112,11 @@ func finishOf(task store.ClaimedTask, o store.Outcome, ms int64) *store.Finish {
 	return f
 }
 
+// callOf is a call about to be made that costs so much at most.
+func callOf(task store.ClaimedTask, id uuid.UUID, ceiling int64) store.CallStart {
+	return store.CallStart{ID: id, Workspace: task.Workspace, Task: task.ID, Lease: task.Lease, Provider: "openai", Model: "m", Step: 1, Try: 1, CeilingMicroUSD: ceiling}
+}
+
 func (l *line) finish(task store.ClaimedTask, o store.Outcome, ms int64) store.Finished {
 	l.t.Helper()
 	r, err := l.fleet.Finish(context.Background(), finishOf(task, o, ms), false)
@@ -339,8 +344,8 @@ func TestLine(t *testing.T) {
 		ws := storetest.NewWorkspace(t, l.env, "pro")
 		ids, turn := l.submit(ws, task("x"))
 		c := l.won(turn)
-		call, err := l.fleet.BeginCall(ctx, store.CallStart{Workspace: ws, Task: c.Task.ID, Lease: c.Task.Lease, Provider: "openai", Model: "m", Step: 1, Try: 1, CeilingMicroUSD: 77})
-		if err != nil {
+		call := uuid.New()
+		if err := l.fleet.BeginCall(ctx, callOf(c.Task, call, 77)); err != nil {
 			t.Fatal(err)
 		}
 		if n, _, err := l.system.RecoverDeadWorkers(ctx); err != nil || n != 0 {
@@ -359,7 +364,7 @@ func TestLine(t *testing.T) {
 		if r := l.finish(c.Task, store.Succeeded, 5); r.Accepted {
 			t.Fatal("the zombie's finish was accepted")
 		}
-		if _, err := l.fleet.BeginCall(ctx, store.CallStart{Workspace: ws, Task: c.Task.ID, Lease: c.Task.Lease, Provider: "openai", Model: "m", Step: 2, Try: 1}); !errors.Is(err, store.ErrLeaseLost) {
+		if err := l.fleet.BeginCall(ctx, callOf(c.Task, uuid.New(), 0)); !errors.Is(err, store.ErrLeaseLost) {
 			t.Fatalf("the zombie may call on: %v", err)
 		}
 		if _, err := l.fleet.Beat(ctx, l.worker, 1, false); !errors.Is(err, store.ErrWorkerDead) {

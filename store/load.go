@@ -27,27 +27,38 @@ type Turn struct {
 //   - Running tasks and reservations are derived from leases under the lock, never counted.
 //   - Whoever changes what could run calls settle before the commit: it issues the turn that is due.
 type load struct {
-	Workspace  uuid.UUID  `db:"workspace_id"`
-	Queue      string     `db:"queue"`
-	Cap        int        `db:"cap"`
-	MaxWaiting int        `db:"max_waiting"`
-	Waiting    int        `db:"waiting"`
-	Paused     *string    `db:"paused"`
-	Turn       *uuid.UUID `db:"turn"`
-	TurnAt     *time.Time `db:"turn_at"`
-	QuotaMS    int64      `db:"quota_ms"`
-	Period     time.Time  `db:"period"`
-	UsedMS     int64      `db:"used_ms"`
-	Leaving    bool       `db:"leaving"` // the workspace is being deleted: nothing is submitted, claimed or retried
-	Now        time.Time  `db:"now"`     // the database's clock in this transaction
+	Workspace  uuid.UUID      `db:"workspace_id"`
+	Queue      string         `db:"queue"`
+	Cap        int            `db:"cap"`
+	MaxWaiting int            `db:"max_waiting"`
+	Waiting    int            `db:"waiting"`
+	Paused     pq.StringArray `db:"paused"` // who paused it, nil for nobody
+	Turn       *uuid.UUID     `db:"turn"`
+	TurnAt     *time.Time     `db:"turn_at"`
+	QuotaMS    int64          `db:"quota_ms"`
+	Period     time.Time      `db:"period"`
+	UsedMS     int64          `db:"used_ms"`
+	Leaving    bool           `db:"leaving"` // the workspace is being deleted: nothing is submitted, claimed or retried
+	Now        time.Time      `db:"now"`     // the database's clock in this transaction
+
+	Overage        bool  `db:"overage_enabled"`
+	SpendCapCents  int64 `db:"spend_cap_cents"`
+	AllowanceMS    int64 `db:"overage_allowance_ms"` // what the cap buys past the quota
+	OverageMS      int64 `db:"overage_used_ms"`      // the part of UsedMS that is charged
+	BudgetMicroUSD int64 `db:"provider_budget_microusd"`
+	SpentMicroUSD  int64 `db:"provider_used_microusd"`
+	MaxTaskCost    int64 `db:"max_task_cost_microusd"`
 
 	running  int   // leases
 	reserved int64 // milliseconds they hold
+	open     int64 // micro-dollars that open calls hold; derived where a task needs it (deriveOpen)
 }
 
-// loadColumns select a load. A period that has passed reads as a fresh one; saveLoads writes it down.
-const loadColumns = `workspace_id, queue, cap, max_waiting, waiting, paused, turn, turn_at, quota_ms, leaving, now() AS now,
-	greatest(period, ` + currentPeriod + `) AS period, CASE WHEN period < ` + currentPeriod + ` THEN 0 ELSE used_ms END AS used_ms`
+// loadColumns select a load of workspace_load w. A period that has passed reads as a fresh one; saveLoads writes it down.
+var loadColumns = `w.workspace_id, w.queue, w.cap, w.max_waiting, w.waiting, w.paused, w.turn, w.turn_at, w.quota_ms, w.leaving, now() AS now,
+	w.overage_enabled, w.spend_cap_cents, w.overage_allowance_ms, w.provider_budget_microusd, w.max_task_cost_microusd,
+	greatest(w.period, ` + currentPeriod + `) AS period, ` + usedNow("used_ms") + ` AS used_ms, ` + usedNow("overage_used_ms") + ` AS overage_used_ms,
+	` + usedNow("provider_used_microusd") + ` AS provider_used_microusd`
 
 // currentPeriod and currentDay are UTC whatever the session's time zone.
 const (
@@ -67,8 +78,8 @@ func lockFreeLoads(ctx context.Context, tx *sqlx.Tx, workspaces []uuid.UUID) ([]
 
 func selectLoads(ctx context.Context, tx *sqlx.Tx, workspaces []uuid.UUID, lock string) ([]*load, error) {
 	var loads []*load
-	err := tx.SelectContext(ctx, &loads, `SELECT `+loadColumns+` FROM workspace_load
-		WHERE workspace_id = ANY($1) ORDER BY workspace_id `+lock, pq.Array(workspaces))
+	err := tx.SelectContext(ctx, &loads, `SELECT `+loadColumns+` FROM workspace_load w
+		WHERE w.workspace_id = ANY($1) ORDER BY w.workspace_id `+lock, pq.Array(workspaces))
 	if err != nil {
 		return nil, fmt.Errorf("lock load rows: %w", err)
 	}
@@ -92,14 +103,22 @@ const minReservationMS = 10_000
 
 // reservation is how many milliseconds a claim of a task with this timeout may reserve, 0 when too little is left.
 func (l *load) reservation(timeoutMS int) int {
-	left := l.QuotaMS - l.UsedMS - l.reserved
+	left := l.leftMS() - l.reserved
 	if left < int64(min(timeoutMS, minReservationMS)) {
 		return 0
 	}
 	return int(min(int64(timeoutMS), left))
 }
 
-// hasRoom reports whether a claim could be made now, quota aside.
+// admits is how many milliseconds a claim of the task would reserve, 0 when quota or provider budget do not allow it.
+func (l *load) admits(r runnable) int {
+	if !l.affords(r.Needs) {
+		return 0
+	}
+	return l.reservation(r.TimeoutMS)
+}
+
+// hasRoom reports whether a claim could be made now, quota and budget aside.
 func (l *load) hasRoom() bool { return l.Paused == nil && !l.Leaving && l.running < l.Cap }
 
 // issue puts the workspace in line.
@@ -142,15 +161,17 @@ type runnable struct {
 	Workspace uuid.UUID `db:"workspace_id"`
 	Task      uuid.UUID `db:"id"`
 	TimeoutMS int       `db:"timeout_ms"`
-	Attempt   int       `db:"attempt"` // attempts spent
+	Attempt   int       `db:"attempt"`        // attempts spent
+	Needs     int64     `db:"needs_microusd"` // of the provider budget; 0 unless a call was refused before
 }
 
-// peek reads the best n tasks that each workspace could run now, best first: index tasks_line, in order.
+// peek reads the best n tasks that each workspace could run now, best first (index tasks_line, in order), and what is
+// reserved of the provider budgets that they have been waiting for.
 func peek(ctx context.Context, tx *sqlx.Tx, loads []*load, n int) (map[uuid.UUID][]runnable, error) {
 	var rows []runnable
-	err := tx.SelectContext(ctx, &rows, `SELECT w.id AS workspace_id, t.id, t.timeout_ms, t.attempt FROM unnest($1::uuid[]) w (id)
+	err := tx.SelectContext(ctx, &rows, `SELECT w.id AS workspace_id, t.id, t.timeout_ms, t.attempt, t.needs_microusd FROM unnest($1::uuid[]) w (id)
 		CROSS JOIN LATERAL (
-			SELECT t.id, t.timeout_ms, t.attempt, t.priority FROM tasks t WHERE t.workspace_id = w.id AND t.status = 'queued'
+			SELECT t.id, t.timeout_ms, t.attempt, t.priority, t.needs_microusd FROM tasks t WHERE t.workspace_id = w.id AND t.status = 'queued'
 				AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = t.workspace_id AND l.task_id = t.id)
 			ORDER BY t.priority DESC, t.id LIMIT $2) t
 		ORDER BY w.id, t.priority DESC, t.id`, pq.Array(workspacesOf(loads)), n)
@@ -161,11 +182,11 @@ func peek(ctx context.Context, tx *sqlx.Tx, loads []*load, n int) (map[uuid.UUID
 	for _, r := range rows {
 		best[r.Workspace] = append(best[r.Workspace], r)
 	}
-	return best, nil
+	return best, deriveOpen(ctx, tx, loads, best)
 }
 
-// settle ends every change of what could run: it issues a turn for each workspace that has none, has room, quota, and
-// a task to run, and writes the load rows. The turns it returns go to Redis after the commit.
+// settle ends every change of what could run: it issues a turn for each workspace that has none, has room, quota, budget
+// and a task to run, and writes the load rows. The turns it returns go to Redis after the commit.
 func settle(ctx context.Context, tx *sqlx.Tx, loads ...*load) ([]Turn, error) {
 	if err := deriveRunning(ctx, tx, loads); err != nil {
 		return nil, err
@@ -189,9 +210,9 @@ func settle(ctx context.Context, tx *sqlx.Tx, loads ...*load) ([]Turn, error) {
 	return turns, saveLoads(ctx, tx, loads)
 }
 
-// issueFor puts the workspace in line if it is not, has room and quota, and the first of best could run.
+// issueFor puts the workspace in line if it is not, has room, and the first of best could run.
 func (l *load) issueFor(best []runnable) []Turn {
-	if l.Turn != nil || !l.hasRoom() || len(best) == 0 || l.reservation(best[0].TimeoutMS) == 0 {
+	if l.Turn != nil || !l.hasRoom() || len(best) == 0 || l.admits(best[0]) == 0 {
 		return nil
 	}
 	return []Turn{l.issue()}
@@ -202,8 +223,9 @@ func saveLoads(ctx context.Context, tx *sqlx.Tx, loads []*load) error {
 	ids, waiting := workspacesOf(loads), make([]int64, len(loads))
 	turns, turnsAt := make([]*string, len(loads)), make([]*string, len(loads))
 	periods, used := make([]string, len(loads)), make([]int64, len(loads))
+	overage, spent := make([]int64, len(loads)), make([]int64, len(loads))
 	for i, l := range loads {
-		waiting[i], used[i] = int64(l.Waiting), l.UsedMS
+		waiting[i], used[i], overage[i], spent[i] = int64(l.Waiting), l.UsedMS, l.OverageMS, l.SpentMicroUSD
 		periods[i] = l.Period.Format(time.DateOnly)
 		if l.Turn != nil {
 			turn, at := l.Turn.String(), l.TurnAt.UTC().Format(time.RFC3339Nano)
@@ -211,11 +233,12 @@ func saveLoads(ctx context.Context, tx *sqlx.Tx, loads []*load) error {
 		}
 	}
 	_, err := tx.ExecContext(ctx, `UPDATE workspace_load w
-		SET waiting = v.waiting, turn = v.turn, turn_at = v.turn_at, period = v.period, used_ms = v.used_ms
-		FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::timestamptz[], $5::date[], $6::bigint[])
-			AS v (id, waiting, turn, turn_at, period, used_ms)
+		SET waiting = v.waiting, turn = v.turn, turn_at = v.turn_at, period = v.period, used_ms = v.used_ms,
+			overage_used_ms = v.overage_used_ms, provider_used_microusd = v.provider_used_microusd
+		FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::timestamptz[], $5::date[], $6::bigint[], $7::bigint[], $8::bigint[])
+			AS v (id, waiting, turn, turn_at, period, used_ms, overage_used_ms, provider_used_microusd)
 		WHERE w.workspace_id = v.id`,
-		pq.Array(ids), pq.Array(waiting), pq.Array(turns), pq.Array(turnsAt), pq.Array(periods), pq.Array(used))
+		pq.Array(ids), pq.Array(waiting), pq.Array(turns), pq.Array(turnsAt), pq.Array(periods), pq.Array(used), pq.Array(overage), pq.Array(spent))
 	if err != nil {
 		return fmt.Errorf("save load rows: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 // state.
 const (
 	MeterAgentMS          = "agent_ms"
+	MeterOverageMS        = "overage_ms" // the part of agent_ms that is charged past the plan, by the rules of that moment
 	MeterTasks            = "tasks"
 	MeterInputTokens      = "input_tokens"
 	MeterOutputTokens     = "output_tokens"
@@ -49,7 +50,7 @@ func insertMetering(ctx context.Context, tx *sqlx.Tx, loads map[uuid.UUID]*load,
 			meter    string
 			quantity int64
 		}{
-			{MeterAgentMS, u.AgentMS}, {MeterTasks, final}, {MeterInputTokens, u.InputTokens}, {MeterOutputTokens, u.OutputTokens},
+			{MeterAgentMS, u.AgentMS}, {MeterOverageMS, moves[i].overage}, {MeterTasks, final}, {MeterInputTokens, u.InputTokens}, {MeterOutputTokens, u.OutputTokens},
 			{MeterCacheReadTokens, u.CacheReadTokens}, {MeterCacheWriteTokens, u.CacheWriteTokens}, {MeterProviderCost, u.CostMicroUSD},
 		} {
 			if row.quantity == 0 && row.meter != MeterAgentMS {

@@ -88,13 +88,15 @@ func (w *Work) found(ctx context.Context, user uuid.UUID, name string) error {
 		return err
 	}
 	plan := Plans[0]
-	_, err := w.tx.ExecContext(ctx, `INSERT INTO workspaces (id, name, plan, requests_per_hour, max_users, provider_budget_microusd, needs_verified_email)
-		VALUES ($1, $2, $3, $4, $5, $6, $7)`, w.Workspace, name, plan.ID, plan.RequestsPerHour, plan.MaxUsers, plan.ProviderBudgetMicroUSD, plan.NeedsVerifiedEmail)
+	_, err := w.tx.ExecContext(ctx, `INSERT INTO workspaces (id, name, plan, requests_per_hour, max_users, needs_verified_email)
+		VALUES ($1, $2, $3, $4, $5, $6)`, w.Workspace, name, plan.ID, plan.RequestsPerHour, plan.MaxUsers, plan.NeedsVerifiedEmail)
 	if err != nil {
 		return fmt.Errorf("insert workspace: %w", err)
 	}
-	_, err = w.tx.ExecContext(ctx, `INSERT INTO workspace_load (workspace_id, queue, cap, max_waiting, quota_ms, models, period)
-		VALUES ($1, $2, $3, $4, $5, $6, `+currentPeriod+`)`, w.Workspace, plan.Queue, plan.Concurrency, plan.MaxWaiting, plan.AgentMS, models(plan.Models))
+	_, err = w.tx.ExecContext(ctx, `INSERT INTO workspace_load (workspace_id, queue, cap, max_waiting, quota_ms, models, period,
+			provider_budget_microusd, max_task_cost_microusd)
+		VALUES ($1, $2, $3, $4, $5, $6, `+currentPeriod+`, $7, $8)`, w.Workspace, plan.Queue, plan.Concurrency, plan.MaxWaiting, plan.AgentMS, models(plan.Models),
+		plan.ProviderBudgetMicroUSD, plan.MaxTaskCostMicroUSD)
 	if err != nil {
 		return fmt.Errorf("insert load row: %w", err)
 	}

@@ -61,7 +61,7 @@ func (w *Work) Submit(ctx context.Context, tasks []NewTask) ([]Task, error) {
 // join adds n tasks to those waiting and puts the workspace in line when it may run one.
 func (w *Work) join(ctx context.Context, n int, runnable bool) error {
 	var l load
-	err := w.tx.GetContext(ctx, &l, `UPDATE workspace_load SET waiting = waiting + $2
+	err := w.tx.GetContext(ctx, &l, `UPDATE workspace_load w SET waiting = waiting + $2
 		WHERE workspace_id = $1 AND waiting + $2 <= max_waiting RETURNING `+loadColumns, w.Workspace, n)
 	if err != nil {
 		if errors.Is(err, sql.ErrNoRows) {

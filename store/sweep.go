@@ -158,11 +158,11 @@ func (s *System) IssueMissed(ctx context.Context) (missed, turned []Turn, err er
 	err = s.db.SelectContext(ctx, &found, `SELECT w.workspace_id, w.period < `+currentPeriod+` AS turned FROM workspace_load w
 		CROSS JOIN LATERAL (SELECT count(*) AS running, coalesce(sum(reserved_ms), 0) AS reserved FROM leases l WHERE l.workspace_id = w.workspace_id) r
 		CROSS JOIN LATERAL (
-			SELECT t.timeout_ms FROM tasks t WHERE t.workspace_id = w.workspace_id AND t.status = 'queued'
+			SELECT t.timeout_ms, t.needs_microusd FROM tasks t WHERE t.workspace_id = w.workspace_id AND t.status = 'queued'
 				AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = t.workspace_id AND l.task_id = t.id)
 			ORDER BY t.priority DESC, t.id LIMIT 1) best
 		WHERE w.turn IS NULL AND w.paused IS NULL AND NOT w.leaving AND w.waiting > 0 AND r.running < w.cap
-			AND `+quotaLeft+` >= least(best.timeout_ms, $1)
+			AND `+quotaLeft+` >= least(best.timeout_ms, $1) AND `+affordsSQL("best.needs_microusd")+`
 		LIMIT 1000`, minReservationMS)
 	if err != nil {
 		return nil, nil, fmt.Errorf("look for missed work: %w", err)

@@ -77,11 +77,28 @@ const (
 	QuotaExhausted = "exhausted" // too little is left to start a task of ten seconds or more
 )
 
-// Quota is a workspace's agent time in this UTC month, milliseconds.
+// Quota is a workspace's agent time, and what it may spend on it and on model calls, in this UTC month.
 type Quota struct {
 	PeriodStart, PeriodEnd                      time.Time // [start, end)
-	IncludedMS, UsedMS, ReservedMS, RemainingMS int64     // remaining is what is neither used nor reserved, at least 0
+	IncludedMS, UsedMS, ReservedMS, RemainingMS int64     // remaining is what may still be reserved, overage included
 	State                                       string
+	Overage                                     Overage
+	Provider                                    ProviderQuota
+}
+
+// Overage is the paid time past the plan.
+type Overage struct {
+	Enabled       bool
+	SpendCapCents int64
+	AllowanceMS   int64 // what the cap buys in a period; 0 while overage is off
+	UsedMS        int64 // of Quota.UsedMS
+	CostMicroUSD  int64 // of UsedMS, rounded up
+}
+
+// ProviderQuota is the provider budget, micro-dollars.
+type ProviderQuota struct {
+	Included, Used, Reserved, Remaining int64 // remaining is what is neither used nor reserved, at least 0
+	MaxTask                             int64 // of one task, all its attempts together
 }
 
 // Quota reads what the workspace has left.
@@ -96,9 +113,12 @@ func (a *API) Quota(ctx context.Context, ws uuid.UUID) (Quota, error) {
 	}
 	start := time.Date(l.Period.Year(), l.Period.Month(), 1, 0, 0, 0, 0, time.UTC)
 	q := Quota{PeriodStart: start, PeriodEnd: start.AddDate(0, 1, 0), IncludedMS: l.QuotaMS, UsedMS: l.UsedMS, ReservedMS: l.reserved,
-		RemainingMS: max(l.QuotaMS-l.UsedMS-l.reserved, 0), State: QuotaOK}
+		RemainingMS: max(l.leftMS()-l.reserved, 0), State: QuotaOK,
+		Overage: Overage{Enabled: l.Overage, SpendCapCents: l.SpendCapCents, AllowanceMS: l.AllowanceMS, UsedMS: l.OverageMS, CostMicroUSD: OverageMicroUSD(l.OverageMS)},
+		Provider: ProviderQuota{Included: l.BudgetMicroUSD, Used: l.SpentMicroUSD, Reserved: l.open, MaxTask: l.MaxTaskCost,
+			Remaining: max(l.BudgetMicroUSD-l.SpentMicroUSD-l.open, 0)}}
 	switch {
-	case l.QuotaMS-l.UsedMS < minReservationMS:
+	case l.leftMS() < minReservationMS:
 		q.State = QuotaExhausted
 	case l.UsedMS*100 >= l.QuotaMS*80:
 		q.State = QuotaWarned

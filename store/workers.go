@@ -140,7 +140,7 @@ func (s *System) recoverLeases(ctx context.Context, ws uuid.UUID, finishes []*Fi
 			return err
 		}
 		for _, f := range finishes {
-			if f.Usage, err = closeCalls(ctx, tx, ws, f.Lease); err != nil {
+			if f.Usage, err = closeCalls(ctx, tx, n, l, f.Lease); err != nil {
 				return err
 			}
 		}

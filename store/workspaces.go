@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -15,43 +16,53 @@ import (
 
 // Workspace is a customer: limits, load and money joined.
 type Workspace struct {
-	ID                     uuid.UUID       `db:"id"`
-	Name                   string          `db:"name"`
-	Slug                   *string         `db:"slug"` // chooses the login on a host of its own; nil: none
-	Plan                   string          `db:"plan"`
-	Status                 string          `db:"status"`
-	RequestsPerHour        int             `db:"requests_per_hour"`
-	MaxUsers               int             `db:"max_users"` // 0: unlimited
-	ProviderBudgetMicroUSD int64           `db:"provider_budget_microusd"`
-	StripeCustomerID       *string         `db:"stripe_customer_id"`
-	StripeSubscriptionID   *string         `db:"stripe_subscription_id"`
-	Settings               json.RawMessage `db:"settings"` // a JSON object
-	CreatedAt              time.Time       `db:"created_at"`
-	Queue                  string          `db:"queue"`
-	Concurrency            int             `db:"cap"`
-	MaxWaiting             int             `db:"max_waiting"`
-	Waiting                int             `db:"waiting"`
-	Running                int             `db:"running"`
-	ReservedMS             int64           `db:"reserved_ms"`
-	Paused                 *string         `db:"paused"` // operator or billing
-	QuotaMS                int64           `db:"quota_ms"`
-	UsedMS                 int64           `db:"used_ms"` // this period
-	Period                 time.Time       `db:"period"`  // first day of the UTC month
-	Models                 pq.StringArray  `db:"models"`  // patterns of provider/model that tasks may run on; empty: all
-	NeedsVerifiedEmail     bool            `db:"needs_verified_email"`
+	ID                   uuid.UUID       `db:"id"`
+	Name                 string          `db:"name"`
+	Slug                 *string         `db:"slug"` // chooses the login on a host of its own; nil: none
+	Plan                 string          `db:"plan"`
+	Status               string          `db:"status"`
+	RequestsPerHour      int             `db:"requests_per_hour"`
+	MaxUsers             int             `db:"max_users"` // 0: unlimited
+	StripeCustomerID     *string         `db:"stripe_customer_id"`
+	StripeSubscriptionID *string         `db:"stripe_subscription_id"`
+	Settings             json.RawMessage `db:"settings"` // a JSON object
+	CreatedAt            time.Time       `db:"created_at"`
+	Queue                string          `db:"queue"`
+	Concurrency          int             `db:"cap"`
+	MaxWaiting           int             `db:"max_waiting"`
+	Waiting              int             `db:"waiting"`
+	Running              int             `db:"running"`
+	ReservedMS           int64           `db:"reserved_ms"`
+	Paused               pq.StringArray  `db:"paused"` // who paused it: operator, billing; nil for nobody
+	QuotaMS              int64           `db:"quota_ms"`
+	UsedMS               int64           `db:"used_ms"` // this period
+	Period               time.Time       `db:"period"`  // first day of the UTC month
+	Models               pq.StringArray  `db:"models"`  // patterns of provider/model that tasks may run on; empty: all
+	NeedsVerifiedEmail   bool            `db:"needs_verified_email"`
+
+	OverageEnabled     bool  `db:"overage_enabled"`
+	SpendCapCents      int64 `db:"spend_cap_cents"`      // per period; the owners' own
+	OverageAllowanceMS int64 `db:"overage_allowance_ms"` // what the cap buys; 0 while overage is off
+	OverageMS          int64 `db:"overage_used_ms"`      // the part of UsedMS that is charged
+
+	ProviderBudgetMicroUSD   int64 `db:"provider_budget_microusd"`
+	ProviderUsedMicroUSD     int64 `db:"provider_used_microusd"`     // of the calls that ended this period
+	ProviderReservedMicroUSD int64 `db:"provider_reserved_microusd"` // by calls under way
+	MaxTaskCostMicroUSD      int64 `db:"max_task_cost_microusd"`
 }
 
-const workspaceQuery = `SELECT w.id, w.name, w.slug, w.plan, w.status, w.requests_per_hour, w.max_users, w.provider_budget_microusd,
-		w.stripe_customer_id, w.stripe_subscription_id, w.settings, w.created_at, l.queue, l.cap, l.max_waiting, l.waiting, l.paused, l.quota_ms, l.models, w.needs_verified_email,
-		greatest(l.period, ` + currentPeriod + `) AS period, CASE WHEN l.period < ` + currentPeriod + ` THEN 0 ELSE l.used_ms END AS used_ms,
-		r.running, r.reserved_ms
-	FROM workspaces w JOIN workspace_load l ON l.workspace_id = w.id
-	CROSS JOIN LATERAL (SELECT count(*) AS running, coalesce(sum(reserved_ms), 0)::bigint AS reserved_ms FROM leases x WHERE x.workspace_id = w.id) r`
+var workspaceQuery = `SELECT ws.id, ws.name, ws.slug, ws.plan, ws.status, ws.requests_per_hour, ws.max_users, ws.stripe_customer_id, ws.stripe_subscription_id,
+		ws.settings, ws.created_at, ws.needs_verified_email, w.models, w.queue, w.cap, w.max_waiting, w.waiting, w.paused, w.quota_ms, greatest(w.period, ` + currentPeriod + `) AS period,
+		` + usedNow("used_ms") + ` AS used_ms, w.overage_enabled, w.spend_cap_cents, w.overage_allowance_ms, ` + usedNow("overage_used_ms") + ` AS overage_used_ms,
+		w.provider_budget_microusd, w.max_task_cost_microusd, ` + usedNow("provider_used_microusd") + ` AS provider_used_microusd,
+		(` + openCost("w.workspace_id") + `) AS provider_reserved_microusd, r.running, r.reserved_ms
+	FROM workspaces ws JOIN workspace_load w ON w.workspace_id = ws.id
+	CROSS JOIN LATERAL (SELECT count(*) AS running, coalesce(sum(reserved_ms), 0)::bigint AS reserved_ms FROM leases x WHERE x.workspace_id = ws.id) r`
 
 // Workspace reads one workspace.
 func (s *System) Workspace(ctx context.Context, id uuid.UUID) (Workspace, error) {
 	var w Workspace
-	if err := s.db.GetContext(ctx, &w, workspaceQuery+` WHERE w.id = $1`, id); err != nil {
+	if err := s.db.GetContext(ctx, &w, workspaceQuery+` WHERE ws.id = $1`, id); err != nil {
 		return w, noRows(fmt.Errorf("read workspace: %w", err), "workspace")
 	}
 	return w, nil
@@ -60,7 +71,7 @@ func (s *System) Workspace(ctx context.Context, id uuid.UUID) (Workspace, error)
 // Workspaces lists the workspaces that are not deleted, newest first, after the given id (uuid.Nil: from the start), at most limit.
 func (s *System) Workspaces(ctx context.Context, after uuid.UUID, limit int) ([]Workspace, error) {
 	list := []Workspace{}
-	err := s.db.SelectContext(ctx, &list, workspaceQuery+` WHERE w.status <> 'deleted' AND ($1::uuid = '00000000-0000-0000-0000-000000000000' OR w.id < $1) ORDER BY w.id DESC LIMIT $2`, after, limit)
+	err := s.db.SelectContext(ctx, &list, workspaceQuery+` WHERE ws.status <> 'deleted' AND ($1::uuid = '00000000-0000-0000-0000-000000000000' OR ws.id < $1) ORDER BY ws.id DESC LIMIT $2`, after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list workspaces: %w", err)
 	}
@@ -78,11 +89,11 @@ func (s *System) SetPlan(ctx context.Context, ws uuid.UUID, p Plan, customer, su
 			if err := l.setModels(ctx, tx, p.Models); err != nil {
 				return err
 			}
-			_, err := tx.ExecContext(ctx, `UPDATE workspaces SET plan = $2, requests_per_hour = $3, max_users = $4, provider_budget_microusd = $5, needs_verified_email = $8,
-					stripe_customer_since = CASE WHEN $6 IN ('', coalesce(stripe_customer_id, '')) THEN stripe_customer_since ELSE now() END,
-					stripe_customer_id = coalesce(nullif($6, ''), stripe_customer_id),
-					stripe_subscription_id = coalesce(nullif($7, ''), stripe_subscription_id), updated_at = now()
-				WHERE id = $1`, ws, p.ID, p.RequestsPerHour, p.MaxUsers, p.ProviderBudgetMicroUSD, customer, subscription, p.NeedsVerifiedEmail)
+			_, err := tx.ExecContext(ctx, `UPDATE workspaces SET plan = $2, requests_per_hour = $3, max_users = $4, needs_verified_email = $7,
+					stripe_customer_since = CASE WHEN $5 IN ('', coalesce(stripe_customer_id, '')) THEN stripe_customer_since ELSE now() END,
+					stripe_customer_id = coalesce(nullif($5, ''), stripe_customer_id),
+					stripe_subscription_id = coalesce(nullif($6, ''), stripe_subscription_id), updated_at = now()
+				WHERE id = $1`, ws, p.ID, p.RequestsPerHour, p.MaxUsers, customer, subscription, p.NeedsVerifiedEmail)
 			if violates(err, "workspaces_stripe_customer_key") {
 				return refuse(Conflict, "another workspace has Stripe customer %s: totals are kept per customer", customer)
 			}
@@ -93,6 +104,8 @@ func (s *System) SetPlan(ctx context.Context, ws uuid.UUID, p Plan, customer, su
 				l.withdraw() // the turn that is out stands in the wrong queue; settle issues one in the right one
 			}
 			l.Queue, l.Cap, l.MaxWaiting, l.QuotaMS = p.Queue, p.Concurrency, p.MaxWaiting, p.AgentMS
+			l.BudgetMicroUSD, l.MaxTaskCost = p.ProviderBudgetMicroUSD, p.MaxTaskCostMicroUSD
+			l.setOverage(l.Overage, l.SpendCapCents, p)
 			return nil
 		})
 }
@@ -104,19 +117,23 @@ var limits = map[string]func(l *load, w *Workspace, v int64){
 	"agent_ms":                 func(l *load, _ *Workspace, v int64) { l.QuotaMS = v },
 	"requests_per_hour":        func(_ *load, w *Workspace, v int64) { w.RequestsPerHour = int(v) },
 	"max_users":                func(_ *load, w *Workspace, v int64) { w.MaxUsers = int(v) },
-	"provider_budget_microusd": func(_ *load, w *Workspace, v int64) { w.ProviderBudgetMicroUSD = v },
+	"provider_budget_microusd": func(l *load, _ *Workspace, v int64) { l.BudgetMicroUSD = v },
+	"max_task_cost_microusd":   func(l *load, _ *Workspace, v int64) { l.MaxTaskCost = v },
 	"needs_verified_email":     func(_ *load, w *Workspace, v int64) { w.NeedsVerifiedEmail = v != 0 },
 }
 
-// maxLimit keeps a limit within what its column holds; agent_ms and the budget may be larger.
-const maxLimit = 2_000_000_000
+// maxLimit keeps a limit within what its column holds; time and money may be larger.
+const (
+	maxLimit      = 2_000_000_000
+	maxLargeLimit = 1_000_000_000_000_000
+)
 
 // highest is the most that a limit may be.
 func highest(name string) int64 {
-	switch name {
-	case "agent_ms", "provider_budget_microusd":
-		return 1_000_000_000_000_000
-	case "needs_verified_email":
+	switch {
+	case name == "agent_ms", strings.HasSuffix(name, "_microusd"):
+		return maxLargeLimit
+	case name == "needs_verified_email":
 		return 1
 	}
 	return maxLimit
@@ -133,8 +150,8 @@ func LimitNames() []string {
 }
 
 // SetLimits overrides limits of a workspace until its plan is set anew. Names are LimitNames, values whole numbers from
-// 0 to 2,000,000,000 (agent_ms and provider_budget_microusd to 10^15, needs_verified_email to 1). It returns the turns
-// to enqueue.
+// 0 to 2,000,000,000 (agent_ms and those in micro-dollars to 10^15, needs_verified_email to 1). It returns the turns to
+// enqueue.
 func (s *System) SetLimits(ctx context.Context, ws uuid.UUID, values map[string]int64, by Operator) ([]Turn, error) {
 	return s.Override(ctx, ws, values, nil, by)
 }
@@ -160,15 +177,15 @@ func (s *System) Override(ctx context.Context, ws uuid.UUID, values map[string]i
 	}
 	return s.change(ctx, ws, by, "workspace.set_limit", details, func(tx *sqlx.Tx, l *load) error {
 		var w Workspace
-		err := tx.GetContext(ctx, &w, `SELECT requests_per_hour, max_users, provider_budget_microusd, needs_verified_email FROM workspaces WHERE id = $1 FOR UPDATE`, ws)
+		err := tx.GetContext(ctx, &w, `SELECT requests_per_hour, max_users, needs_verified_email FROM workspaces WHERE id = $1 FOR UPDATE`, ws)
 		if err != nil {
 			return fmt.Errorf("read limits: %w", err)
 		}
 		for name, v := range values {
 			limits[name](l, &w, v)
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE workspaces SET requests_per_hour = $2, max_users = $3, provider_budget_microusd = $4, needs_verified_email = $5,
-			updated_at = now() WHERE id = $1`, ws, w.RequestsPerHour, w.MaxUsers, w.ProviderBudgetMicroUSD, w.NeedsVerifiedEmail)
+		_, err = tx.ExecContext(ctx, `UPDATE workspaces SET requests_per_hour = $2, max_users = $3, needs_verified_email = $4,
+			updated_at = now() WHERE id = $1`, ws, w.RequestsPerHour, w.MaxUsers, w.NeedsVerifiedEmail)
 		if err != nil {
 			return fmt.Errorf("set limits: %w", err)
 		}
@@ -179,21 +196,28 @@ func (s *System) Override(ctx context.Context, ws uuid.UUID, values map[string]i
 	})
 }
 
+// pausedByOperator is an operator's reason in the set of those who paused a workspace. Each lifts their own only.
+const pausedByOperator = "operator"
+
 // Pause stops a workspace from starting tasks; what runs ends, what waits keeps its place.
 func (s *System) Pause(ctx context.Context, ws uuid.UUID, by Operator) error {
 	_, err := s.change(ctx, ws, by, "workspace.pause", nil, func(_ *sqlx.Tx, l *load) error {
-		reason := "operator"
-		l.Paused = &reason
+		if !slices.Contains(l.Paused, pausedByOperator) {
+			l.Paused = append(l.Paused, pausedByOperator)
+		}
 		l.withdraw()
 		return nil
 	})
 	return err
 }
 
-// Resume lets a paused workspace start tasks again. It returns the turns to enqueue.
+// Resume lifts an operator's pause; one for another reason stays. It returns the turns to enqueue.
 func (s *System) Resume(ctx context.Context, ws uuid.UUID, by Operator) ([]Turn, error) {
 	return s.change(ctx, ws, by, "workspace.resume", nil, func(_ *sqlx.Tx, l *load) error {
-		l.Paused = nil
+		l.Paused = slices.DeleteFunc(l.Paused, func(reason string) bool { return reason == pausedByOperator })
+		if len(l.Paused) == 0 {
+			l.Paused = nil
+		}
 		return nil
 	})
 }
@@ -210,18 +234,16 @@ func (s *System) change(ctx context.Context, ws uuid.UUID, by Operator, action s
 		if l.Leaving {
 			return errLeaving()
 		}
-		before := share{l.UsedMS, l.QuotaMS}
+		agentTime, budget := l.agentTime(), l.providerBudget()
 		if err := fn(tx, l); err != nil {
 			return err
 		}
-		after := share{l.UsedMS, l.QuotaMS}
-		if percent := crossed(before, after); percent != 0 { // by a lowered limit
-			if _, err := l.tell(ctx, tx, n, NoticeAgentTime, percent, after); err != nil {
-				return err
-			}
+		if err := l.tellPassed(ctx, tx, n, agentTime, budget); err != nil { // by a lowered limit
+			return err
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE workspace_load SET queue = $2, cap = $3, max_waiting = $4, paused = $5, quota_ms = $6 WHERE workspace_id = $1`,
-			ws, l.Queue, l.Cap, l.MaxWaiting, l.Paused, l.QuotaMS)
+		_, err = tx.ExecContext(ctx, `UPDATE workspace_load SET queue = $2, cap = $3, max_waiting = $4, paused = $5, quota_ms = $6, overage_enabled = $7,
+				overage_allowance_ms = $8, provider_budget_microusd = $9, max_task_cost_microusd = $10 WHERE workspace_id = $1`,
+			ws, l.Queue, l.Cap, l.MaxWaiting, l.Paused, l.QuotaMS, l.Overage, l.AllowanceMS, l.BudgetMicroUSD, l.MaxTaskCost)
 		if err != nil {
 			return fmt.Errorf("write limits: %w", err)
 		}

@@ -146,6 +146,12 @@ func (w *Worker) explain(ctx context.Context, t store.ClaimedTask, err error, f 
 	case errors.Is(cause, errCanceled):
 		f.Outcome = store.Canceled
 		f.Error = &store.TaskError{Code: agent.CodeCanceled, Message: "canceled on request"}
+	case e.Code == agent.CodeProviderBudget:
+		var short *shortBudget
+		if errors.As(e, &short) {
+			f.NeedsMicroUSD = short.needs
+		}
+		f.Outcome = store.BudgetCut
 	case e.Code == agent.CodeTimeout && t.ReservedMS < t.TimeoutMS:
 		f.Outcome = store.QuotaCut
 		f.Error = &store.TaskError{Code: "quota_exceeded", Message: "the workspace's agent time ran out under this attempt", Retryable: true}
@@ -207,34 +213,4 @@ func (w *Worker) taskLog(t store.ClaimedTask) *zerolog.Logger {
 	log := w.cfg.Log.With().Str("workspace", store.FormatID(store.WorkspacePrefix, t.Workspace)).
 		Str("task", store.FormatID(store.TaskPrefix, t.ID)).Str("attempt_id", store.FormatID(store.AttemptPrefix, t.Lease)).Logger()
 	return &log
-}
-
-// recorder writes one attempt's provider calls to the ledger.
-type recorder struct {
-	worker *Worker
-	task   store.ClaimedTask
-	start  agent.CallStart // of the call under way: an attempt makes one at a time
-}
-
-// Begin asks the ledger for the permission to make a call.
-func (r *recorder) Begin(ctx context.Context, c agent.CallStart) (uuid.UUID, error) {
-	r.start = c
-	id, err := r.worker.cfg.Fleet.BeginCall(ctx, store.CallStart{Workspace: r.task.Workspace, Task: r.task.ID, Lease: r.task.Lease,
-		Provider: c.Provider, Model: c.Model, Step: c.Step, Try: c.Try, CeilingMicroUSD: c.CeilingMicroUSD})
-	if errors.Is(err, store.ErrLeaseLost) {
-		r.worker.cfg.Metrics.refused.Inc()
-		return id, errLeaseLost
-	}
-	return id, err
-}
-
-// End closes the call's row.
-func (r *recorder) End(ctx context.Context, call uuid.UUID, e agent.CallEnd) error {
-	m := r.worker.cfg.Metrics
-	m.calls.WithLabelValues(r.start.Provider, string(e.Outcome)).Inc()
-	m.callDuration.WithLabelValues(r.start.Provider).Observe(float64(e.LatencyMS) / 1000)
-	m.callCost.WithLabelValues(r.start.Provider).Add(float64(e.CostMicroUSD))
-	return r.worker.cfg.Fleet.EndCall(ctx, r.task.Workspace, call, store.CallEnd{Outcome: string(e.Outcome), ErrorCode: e.ErrorCode,
-		HTTPStatus: e.Status, LatencyMS: e.LatencyMS, InputTokens: e.Usage.InputTokens, OutputTokens: e.Usage.OutputTokens,
-		CacheReadTokens: e.Usage.CacheReadTokens, CacheWriteTokens: e.Usage.CacheWriteTokens, CostMicroUSD: e.CostMicroUSD, Estimated: e.Estimated})
 }

@@ -20,6 +20,9 @@ type Metrics struct {
 	callDuration *prometheus.HistogramVec
 	callCost     *prometheus.CounterVec // provider
 	tokens       *prometheus.CounterVec // kind: input, output, cache_read, cache_write
+
+	budgetRefusals *prometheus.CounterVec // why: task, used, held
+	overrun        *prometheus.CounterVec // provider
 }
 
 func (m *Metrics) observeTokens(u agent.Usage) {
@@ -47,7 +50,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help: "Provider latency per call.", Buckets: []float64{.03, .1, .3, 1, 3, 10, 30, 60, 120, 300}}, []string{"provider"}),
 		callCost: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "muster_provider_cost_microusd_total", Help: "Provider cost in micro-dollars."}, []string{"provider"}),
 		tokens:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "muster_tokens_total", Help: "Tokens used, by kind."}, []string{"kind"}),
+		budgetRefusals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "muster_budget_refusals_total",
+			Help: "Provider calls refused for their cost: by the task's limit, by a used-up budget, by a budget that other calls held."}, []string{"why"}),
+		overrun: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "muster_provider_overrun_microusd_total",
+			Help: "What provider calls cost beyond their ceilings, micro-dollars."}, []string{"provider"}),
 	}
+	reg.MustRegister(m.budgetRefusals, m.overrun)
 	reg.MustRegister(m.attempts, m.duration, m.claims, m.pickup, m.refused, m.running, m.slots, m.beatFailures, m.calls, m.callDuration, m.callCost, m.tokens)
 	return m
 }

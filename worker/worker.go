@@ -54,6 +54,9 @@ type Config struct {
 
 	// DrainTimeout is how long a stopping worker lets its agents run on before it hands them back; 0 hands back at once.
 	DrainTimeout time.Duration
+
+	// BudgetPatience is how long a model call waits for provider budget that other calls hold; 0 is 5 s.
+	BudgetPatience time.Duration
 }
 
 // DefaultWeights share the slots of a saturated worker 6:3:1.
@@ -89,6 +92,9 @@ func New(cfg Config) *Worker {
 	}
 	if cfg.CheckInterval <= 0 {
 		cfg.CheckInterval = 250 * time.Millisecond
+	}
+	if cfg.BudgetPatience <= 0 {
+		cfg.BudgetPatience = budgetPatience
 	}
 	w := &Worker{cfg: cfg, draining: make(chan struct{}), unfit: make(chan string, 1),
 		attempts: map[uuid.UUID]*attempt{}, strays: map[uuid.UUID]bool{}}

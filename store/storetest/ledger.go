@@ -45,10 +45,28 @@ var ledgerRules = []struct{ rule, query string }{
 		CROSS JOIN LATERAL (SELECT coalesce(sum(quantity), 0) AS ms FROM metering_rows m WHERE m.workspace_id = w.workspace_id
 			AND m.meter = 'agent_ms' AND m.billable AND m.day >= w.period) m
 		WHERE w.used_ms <> m.ms`},
-	{"used and reserved never pass the quota that was in force",
+	{"used and reserved never pass the quota and the overage that were in force",
 		`SELECT w.workspace_id::text FROM workspace_load w
 		CROSS JOIN LATERAL (SELECT coalesce(sum(reserved_ms), 0) AS ms FROM leases l WHERE l.workspace_id = w.workspace_id) r
-		WHERE w.used_ms + r.ms > w.quota_ms AND NOT EXISTS (SELECT 1 FROM audit_log a WHERE a.workspace_id = w.workspace_id
+		WHERE w.used_ms + r.ms > w.quota_ms + w.overage_allowance_ms AND NOT EXISTS (SELECT 1 FROM audit_log a WHERE a.workspace_id = w.workspace_id
+			AND a.action IN ('workspace.set_limit', 'workspace.set_plan', 'workspace.update') AND a.at > w.period AND a.details->>'plan' IS DISTINCT FROM 'pro')`},
+	{"overage_used_ms is the overage metered this period",
+		`SELECT w.workspace_id::text || ': ' || w.overage_used_ms || ' used, ' || m.ms || ' metered' FROM workspace_load w
+		CROSS JOIN LATERAL (SELECT coalesce(sum(quantity), 0) AS ms FROM metering_rows m WHERE m.workspace_id = w.workspace_id
+			AND m.meter = 'overage_ms' AND m.billable AND m.day >= w.period) m
+		WHERE w.overage_used_ms <> m.ms`},
+	{"overage is a part of an attempt's billable time",
+		`SELECT o.attempt_id::text FROM metering_rows o LEFT JOIN metering_rows m ON m.workspace_id = o.workspace_id AND m.attempt_id = o.attempt_id
+			AND m.meter = 'agent_ms' AND m.billable WHERE o.meter = 'overage_ms' AND (m.quantity IS NULL OR o.quantity > m.quantity)`},
+	{"provider_used_microusd is the cost of the calls that ended this period",
+		`SELECT w.workspace_id::text || ': ' || w.provider_used_microusd || ' used, ' || c.cost || ' ended' FROM workspace_load w
+		CROSS JOIN LATERAL (SELECT coalesce(sum(cost_microusd), 0) AS cost FROM provider_calls c WHERE c.workspace_id = w.workspace_id
+			AND c.outcome <> 'started' AND c.finished_at >= w.period::timestamp AT TIME ZONE 'UTC') c
+		WHERE w.provider_used_microusd <> c.cost`},
+	{"calls that ended and open ones never pass the provider budget that was in force",
+		`SELECT w.workspace_id::text FROM workspace_load w
+		CROSS JOIN LATERAL (SELECT coalesce(sum(cost_microusd), 0) AS cost FROM provider_calls c WHERE c.workspace_id = w.workspace_id AND c.outcome = 'started') c
+		WHERE w.provider_used_microusd + c.cost > w.provider_budget_microusd AND NOT EXISTS (SELECT 1 FROM audit_log a WHERE a.workspace_id = w.workspace_id
 			AND a.action IN ('workspace.set_limit', 'workspace.set_plan') AND a.at > w.period AND a.details->>'plan' IS DISTINCT FROM 'pro')`},
 	{"each attempt has exactly one agent_ms row, of its own milliseconds",
 		`SELECT coalesce(a.id, m.attempt_id)::text FROM attempts a
@@ -64,8 +82,10 @@ var ledgerRules = []struct{ rule, query string }{
 		WHERE w.turn IS NULL AND w.paused IS NULL
 			AND w.cap > (SELECT count(*) FROM leases l WHERE l.workspace_id = w.workspace_id)
 			AND w.quota_ms - w.used_ms - (SELECT coalesce(sum(reserved_ms), 0) FROM leases l WHERE l.workspace_id = w.workspace_id) >= 300000
-			AND EXISTS (SELECT 1 FROM tasks t WHERE t.workspace_id = w.workspace_id AND t.status = 'queued'
-				AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = t.workspace_id AND l.task_id = t.id))`},
+			AND w.provider_used_microusd <= w.provider_budget_microusd
+			AND (SELECT t.needs_microusd FROM tasks t WHERE t.workspace_id = w.workspace_id AND t.status = 'queued'
+				AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = t.workspace_id AND l.task_id = t.id)
+				ORDER BY t.priority DESC, t.id LIMIT 1) = 0`},
 	{"daily usage never exceeds the metering rows",
 		`SELECT d.workspace_id::text || ' ' || d.day || ' ' || d.meter FROM daily_usage d
 		WHERE d.quantity > (SELECT coalesce(sum(quantity), 0) FROM metering_rows m WHERE m.workspace_id = d.workspace_id AND m.day = d.day AND m.meter = d.meter)`},

@@ -34,24 +34,23 @@ type ledger struct {
 	end   func() error
 }
 
-func (l *ledger) Begin(_ context.Context, c agent.CallStart) (uuid.UUID, error) {
+func (l *ledger) Begin(_ context.Context, c agent.CallStart) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.begun++
 	if l.begin != nil {
 		if err := l.begin(l.begun); err != nil {
 			l.history = append(l.history, "begin failed")
-			return uuid.Nil, err
+			return err
 		}
 	}
 	if l.open == nil {
 		l.open = map[uuid.UUID]agent.CallStart{}
 	}
-	id := uuid.New()
-	l.open[id] = c
+	l.open[c.ID] = c
 	l.starts = append(l.starts, c)
 	l.history = append(l.history, fmt.Sprintf("begin %d.%d %s", c.Step, c.Try, c.Provider))
-	return id, nil
+	return nil
 }
 
 func (l *ledger) End(ctx context.Context, id uuid.UUID, c agent.CallEnd) error {

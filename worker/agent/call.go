@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/generic-corp/muster/worker/provider"
 )
 
@@ -75,8 +77,10 @@ func (s *session) call(ctx context.Context, step, try int, r provider.Request) (
 	target := s.targets[s.at]
 	name := target.Provider.Name()
 	r.Model = target.Model
-	id, err := s.begin(ctx, CallStart{
-		Provider: name, Model: r.Model, Step: step, Try: try, CeilingMicroUSD: s.Prices.Ceiling(name, r, time.Now()),
+	at := time.Now() // for both prices, so that none that changes meanwhile can put the cost above the ceiling
+	id := uuid.New()
+	err := s.begin(ctx, CallStart{
+		ID: id, Provider: name, Model: r.Model, Step: step, Try: try, CeilingMicroUSD: s.Prices.Ceiling(name, r, at),
 	})
 	if err != nil {
 		return provider.Response{}, err
@@ -102,17 +106,16 @@ func (s *session) call(ctx context.Context, step, try int, r provider.Request) (
 		e = &provider.Error{Kind: provider.Transient, Code: provider.CodeFailed, Message: name + " failed"}
 		c.Outcome, c.ErrorCode, err = OutcomeTransient, e.Code, e
 	}
-	s.price(&c, name, r.Model, res.Model)
+	s.price(&c, name, r.Model, res.Model, at)
 	s.end(ctx, id, c)
 	return res, err
 }
 
 // price puts the cost on a call and the call on the run's usage.
-func (s *session) price(c *CallEnd, name, asked, answered string) {
-	now := time.Now()
-	cost, known := s.Prices.Cost(name, asked, c.Usage, now)
+func (s *session) price(c *CallEnd, name, asked, answered string, at time.Time) {
+	cost, known := s.Prices.Cost(name, asked, c.Usage, at)
 	if !known && answered != "" && answered != asked {
-		if other, ok := s.Prices.Cost(name, answered, c.Usage, now); ok {
+		if other, ok := s.Prices.Cost(name, answered, c.Usage, at); ok {
 			cost, known = other, true
 		}
 	}

@@ -7,7 +7,7 @@ import (
 	"github.com/generic-corp/muster/worker/provider"
 )
 
-// Codes of an Error: what a customer sees in task.error.code, and two that the worker keeps to itself.
+// Codes of an Error: what a customer sees in task.error.code, and three that the worker keeps to itself.
 const (
 	CodeTimeout         = "timeout"           // the attempt's deadline
 	CodeCanceled        = "canceled"          // its context was cancelled; the cause is wrapped
@@ -19,9 +19,11 @@ const (
 	CodeRefused         = "refused"           // the model declined
 	CodeNoOutput        = "no_output"         // all tokens used, nothing written
 	CodeInvalidToolCall = "invalid_tool_call" // a tool that does not exist
+	CodeTaskCost        = "task_cost_limit"   // the next call could make the task cost more than a task may
 
 	CodeLeaseLost         = "lease_lost"         // the attempt is somebody else's: write nothing
 	CodeLedgerUnavailable = "ledger_unavailable" // no call could be recorded until the deadline
+	CodeProviderBudget    = "provider_budget"    // the next call does not fit into the workspace's budget: it waits in line
 )
 
 // Error is why an attempt failed. Message is safe to show to the customer.

@@ -16,15 +16,17 @@ import (
 var ErrLeaseLost = errors.New("the task's lease is lost")
 
 // Recorder is the ledger of one attempt's paid calls. Begin must be durable before the call goes out; an error from
-// Begin means that no call may be made. An error that is not ErrLeaseLost is taken for an unreachable ledger, and Begin
-// is tried again until the deadline.
+// Begin means that no call may be made. ErrLeaseLost, or an *Error of the Recorder's own (the call costs too much), ends
+// the run with it; any other is taken for an unreachable ledger, and Begin is tried again, with the same ID, until the
+// deadline.
 type Recorder interface {
-	Begin(ctx context.Context, c CallStart) (callID uuid.UUID, err error)
+	Begin(ctx context.Context, c CallStart) error
 	End(ctx context.Context, callID uuid.UUID, c CallEnd) error
 }
 
 // CallStart is a call about to be made.
 type CallStart struct {
+	ID              uuid.UUID // made up here, so that a Begin whose answer got lost is recognised when it is repeated
 	Provider, Model string
 	Step, Try       int   // of the attempt, and of the step over all providers; from 1. Together unique in the attempt.
 	CeilingMicroUSD int64 // the most that the call can cost
@@ -61,18 +63,21 @@ const (
 )
 
 // begin writes the call's row, waiting for the ledger as long as the deadline allows.
-func (s *session) begin(ctx context.Context, c CallStart) (uuid.UUID, error) {
+func (s *session) begin(ctx context.Context, c CallStart) error {
 	var down error
 	for pause := ledgerPause; ; pause = min(2*pause, ledgerPauses) {
 		if ctx.Err() == nil {
 			tryCtx, cancel := context.WithTimeout(ctx, beginTimeout)
-			id, err := s.rec.Begin(tryCtx, c)
+			err := s.rec.Begin(tryCtx, c)
 			cancel()
-			if err == nil {
-				return id, nil
-			}
-			if errors.Is(err, ErrLeaseLost) {
-				return uuid.Nil, leaseLost(err)
+			var refused *Error
+			switch {
+			case err == nil:
+				return nil
+			case errors.Is(err, ErrLeaseLost):
+				return leaseLost(err)
+			case errors.As(err, &refused):
+				return refused
 			}
 			if ctx.Err() == nil || down == nil && !errors.Is(err, ctx.Err()) {
 				down = err
@@ -83,7 +88,7 @@ func (s *session) begin(ctx context.Context, c CallStart) (uuid.UUID, error) {
 			if e.Code == CodeTimeout && down != nil {
 				e = &Error{Code: CodeLedgerUnavailable, Message: "the call could not be recorded, so it was not made", Retryable: true, Err: down}
 			}
-			return uuid.Nil, e
+			return e
 		}
 	}
 }

@@ -100,7 +100,7 @@ func (p *scripted) Complete(_ context.Context, r provider.Request) (provider.Res
 
 type noLedger struct{}
 
-func (noLedger) Begin(context.Context, CallStart) (uuid.UUID, error)   { return uuid.UUID{}, nil }
+func (noLedger) Begin(context.Context, CallStart) error                { return nil }
 func (noLedger) End(ctx context.Context, _ uuid.UUID, _ CallEnd) error { return ctx.Err() }
 
 func inMemory(t testing.TB, answers ...provider.Response) (*scripted, Config) {
@@ -157,11 +157,11 @@ func TestMarksAnUnknownPriceAsEstimated(t *testing.T) {
 	_, s.Config = inMemory(t, provider.Response{})
 	u := provider.Usage{InputTokens: 1_000_000}
 	c := CallEnd{Usage: u}
-	if s.price(&c, provider.NameOpenAI, "my-alias", "something-else"); !c.Estimated || c.CostMicroUSD != 10_000_000 {
+	if s.price(&c, provider.NameOpenAI, "my-alias", "something-else", time.Now()); !c.Estimated || c.CostMicroUSD != 10_000_000 {
 		t.Errorf("%+v", c)
 	}
 	c = CallEnd{Usage: u}
-	if s.price(&c, provider.NameOpenAI, "my-alias", "gpt-4o-2024-08-06"); c.Estimated || c.CostMicroUSD != 2_500_000 {
+	if s.price(&c, provider.NameOpenAI, "my-alias", "gpt-4o-2024-08-06", time.Now()); c.Estimated || c.CostMicroUSD != 2_500_000 {
 		t.Errorf("the model that answered has a price: %+v", c)
 	}
 }

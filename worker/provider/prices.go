@@ -183,13 +183,36 @@ func (p *Prices) Cost(provider, model string, u Usage, at time.Time) (microUSD i
 	return r.cost(u), known
 }
 
-// Ceiling is the most that a call can cost, in micro-dollars: twice its estimated input, at the dearest rate that
-// input can have, and all of its output limit.
-func (p *Prices) Ceiling(provider string, r Request, at time.Time) int64 {
-	in := 2 * r.EstimateInput()
-	plain, _ := p.Cost(provider, r.Model, Usage{InputTokens: in, OutputTokens: r.maxTokens()}, at)
-	written, _ := p.Cost(provider, r.Model, Usage{CacheWriteTokens: in, OutputTokens: r.maxTokens()}, at)
-	return max(plain, written)
+// Ceiling is the most that a call can cost, in micro-dollars: as many tokens of input as it can be, at the dearest rate
+// that input can have, and all of its output limit. A model without a price may be answered by any of the provider's.
+// Only a provider that ignores the output limit, or counts more tokens than there are bytes, can go past it.
+func (p *Prices) Ceiling(provider string, r Request, at time.Time) (microUSD int64) {
+	in, out := r.maxInput(), r.maxTokens()
+	highest := func(row priceRow) {
+		microUSD = max(microUSD, row.rates.ceiling(in, out))
+		if row.Long != nil && in > row.Long.Above {
+			microUSD = max(microUSD, row.Long.rates.ceiling(in, out))
+		}
+	}
+	if row, known := p.find(provider, r.Model, at); known {
+		highest(row)
+		return microUSD
+	}
+	highest(priceRow{rates: p.fallback})
+	for _, rows := range [][]priceRow{p.embedded, p.override} {
+		for _, row := range rows {
+			if row.Provider == provider {
+				highest(row)
+			}
+		}
+	}
+	return microUSD
+}
+
+// ceiling prices input at its dearest rate.
+func (r rates) ceiling(in, out int64) int64 {
+	dearest := max(*r.Input, *r.CacheRead, *r.CacheWrite)
+	return (min(in, maxTokens)*dearest + min(out, maxTokens)**r.Output + perMillion - 1) / perMillion
 }
 
 func (r rates) cost(u Usage) int64 {

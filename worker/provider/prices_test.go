@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -79,6 +80,47 @@ func TestCeilingIsAboveTheCost(t *testing.T) {
 	cost, _ := p.Cost(NameAnthropic, r.Model, Usage{CacheWriteTokens: r.EstimateInput(), OutputTokens: 1000}, time.Now())
 	if c := p.Ceiling(NameAnthropic, r, time.Now()); c <= cost || c > 2*cost {
 		t.Errorf("ceiling %d, cost %d", c, cost)
+	}
+}
+
+// Whatever a provider may truthfully report for a request, in any of the table's models, costs no more than its ceiling.
+func TestNoTruthfulUsageCostsMoreThanTheCeiling(t *testing.T) {
+	t.Parallel()
+	p, err := LoadPrices("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed := uint64(time.Now().UnixNano())
+	random := rand.New(rand.NewPCG(seed, 0))
+	t.Logf("seed %d", seed)
+	highest := 0.0
+	for range 50_000 {
+		row := p.embedded[random.IntN(len(p.embedded))]
+		r := Request{Model: row.Model, System: strings.Repeat("s", random.IntN(300)), MaxTokens: int64(1 + random.IntN(20_000))}
+		for range 1 + random.IntN(5) {
+			r.Messages = append(r.Messages, Message{RoleUser, strings.Repeat("é", random.IntN(1<<random.IntN(19)))})
+		}
+		asked := r
+		if random.IntN(4) == 0 {
+			asked.Model = "an-alias" // without a price: that of whatever answers is taken
+		}
+		// Each byte a token, and the marks; each token in one of three kinds.
+		in := random.Int64N(r.maxInput() + 1)
+		read := random.Int64N(in + 1)
+		u := Usage{CacheReadTokens: read, CacheWriteTokens: random.Int64N(in - read + 1), OutputTokens: random.Int64N(r.MaxTokens + 1)}
+		u.InputTokens = in - read - u.CacheWriteTokens
+		at := row.from.Add(time.Duration(random.IntN(500)-100) * 24 * time.Hour)
+		ceiling := p.Ceiling(row.Provider, asked, at)
+		for _, model := range []string{asked.Model, r.Model} {
+			cost, _ := p.Cost(row.Provider, model, u, at)
+			if cost > ceiling {
+				t.Fatalf("%s at %s: %+v costs %d, above the ceiling %d (seed %d)", model, at.Format(time.DateOnly), u, cost, ceiling, seed)
+			}
+			highest = max(highest, float64(cost)/float64(ceiling))
+		}
+	}
+	if highest < 0.8 {
+		t.Errorf("the dearest usage reached %.2f of its ceiling: the walk proved little", highest)
 	}
 }
 

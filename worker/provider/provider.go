@@ -116,6 +116,21 @@ func (r Request) EstimateInput() int64 {
 	return n
 }
 
+// What a request has at most beside its text, in tokens: the marks around it and around each message.
+const (
+	requestFraming = 64
+	messageFraming = 16
+)
+
+// maxInput is the most tokens that the request's text can have. The tokens of these models stand for one byte or more.
+func (r Request) maxInput() int64 {
+	n := int64(requestFraming + len(r.System))
+	for _, m := range r.Messages {
+		n += int64(len(m.Content)) + messageFraming
+	}
+	return n
+}
+
 func (r Request) maxTokens() int64 {
 	if r.MaxTokens > 0 {
 		return r.MaxTokens
