@@ -182,7 +182,7 @@ func billingPush(ctx context.Context, c *cli, args []string) error {
 func showReport(report billing.Report, dry bool) any {
 	days, problems := make([]pushedJSON, len(report.Days)), make([]problemJSON, len(report.Problems))
 	for i, d := range report.Days {
-		days[i] = pushedJSON{Workspace: store.FormatID(store.WorkspacePrefix, d.Workspace), Day: d.Day.Format(time.DateOnly), Meter: billing.Meter,
+		days[i] = pushedJSON{Workspace: store.FormatID(store.WorkspacePrefix, d.Workspace), Day: d.Day.Format(time.DateOnly), Meter: d.Meter,
 			Value: d.Value, Before: d.Before, State: string(d.State)}
 	}
 	for i, p := range report.Problems {
@@ -201,7 +201,7 @@ func showReport(report billing.Report, dry bool) any {
 func (c *cli) printReport(report billing.Report, dry bool) error {
 	tw := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
 	for _, d := range report.Days {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%d ms\twas %d\t%s\n", store.FormatID(store.WorkspacePrefix, d.Workspace), d.Day.Format(time.DateOnly), billing.Meter, d.Value, d.Before, d.State)
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%d ms\twas %d\t%s\n", store.FormatID(store.WorkspacePrefix, d.Workspace), d.Day.Format(time.DateOnly), d.Meter, d.Value, d.Before, d.State)
 	}
 	for _, p := range report.Problems {
 		fmt.Fprintf(tw, "%s\tleft\t%v\n", store.FormatID(store.WorkspacePrefix, p.Workspace), p.Err)
@@ -276,6 +276,7 @@ type lineJSON struct {
 type invoiceLineJSON struct {
 	Workspace string    `json:"workspace"`
 	Invoice   string    `json:"invoice"`
+	Meter     string    `json:"meter"`
 	From      time.Time `json:"from"`
 	To        time.Time `json:"to"`
 	Quantity  int64     `json:"quantity"`
@@ -293,7 +294,7 @@ func showReconciliation(r billing.Reconciliation) any {
 	}
 	invoiced := make([]invoiceLineJSON, len(r.Invoiced))
 	for i, l := range r.Invoiced {
-		invoiced[i] = invoiceLineJSON{Workspace: store.FormatID(store.WorkspacePrefix, l.Workspace), Invoice: l.Invoice, From: l.From, To: l.To, Quantity: l.Quantity, Ledger: l.Ledger}
+		invoiced[i] = invoiceLineJSON{Workspace: store.FormatID(store.WorkspacePrefix, l.Workspace), Invoice: l.Invoice, Meter: l.Meter, From: l.From, To: l.To, Quantity: l.Quantity, Ledger: l.Ledger}
 	}
 	return struct {
 		Found       int                    `json:"found"`
@@ -325,8 +326,8 @@ func (c *cli) printReconciliation(r billing.Reconciliation) {
 		line("DIFFERENCE", l)
 	}
 	for _, l := range r.Invoiced {
-		fmt.Fprintf(c.stdout, "DIFFERENCE: %s invoice %s from %s to %s: line=%d ledger=%d\n", store.FormatID(store.WorkspacePrefix, l.Workspace), l.Invoice,
-			l.From.Format(time.RFC3339), l.To.Format(time.RFC3339), l.Quantity, l.Ledger)
+		fmt.Fprintf(c.stdout, "DIFFERENCE: %s invoice %s %s from %s to %s: line=%d ledger=%d\n", store.FormatID(store.WorkspacePrefix, l.Workspace), l.Invoice,
+			l.Meter, l.From.Format(time.RFC3339), l.To.Format(time.RFC3339), l.Quantity, l.Ledger)
 	}
 	for _, reason := range []billing.Reason{billing.ReasonOpen, billing.ReasonPending, billing.ReasonCarried, billing.ReasonNotBillable} {
 		if n := r.Reasons[reason]; n > 0 {

@@ -153,8 +153,8 @@ func TestANightIsBookedAndOnlyWhatIsLeftIsVisitedAgain(t *testing.T) {
 	if err := r.pusher.PushNight(ctx, tuesday); err != nil {
 		t.Error(err)
 	}
-	if n := r.stripe.Requests()["GET /v1/billing/meters/{id}/event_summaries"] - reads; n != 2 {
-		t.Errorf("%d reads of totals, want two of the workspace that was left", n)
+	if n := r.stripe.Requests()["GET /v1/billing/meters/{id}/event_summaries"] - reads; n != 4 {
+		t.Errorf("%d reads of totals, want two per meter of the workspace that was left", n)
 	}
 	if done, err := r.system.PushRunFinished(ctx, tuesday); !done || err != nil {
 		t.Errorf("finished %v, %v", done, err)

@@ -29,18 +29,19 @@ type Catalog struct {
 	Prices map[string]string `json:"prices"`
 }
 
-// tier is a step of the overage price: up to so many milliseconds of a month, 0 for no end.
+// tier is a step of a price: up to so many units of a month, 0 for no end.
 type tier struct {
 	upTo  int64
-	cents float64 // per millisecond, at most 12 decimal places
+	cents float64 // per unit, at most 12 decimal places
 }
 
-// overageTiers: 1 cent per agent-minute, then 0.9 past 100,000 minutes over the plan, 0.8 past 500,000. A minute at
-// these rates is exact to a millionth of a cent.
-var overageTiers = []tier{
-	{100_000 * 60_000, 0.000016666667},
-	{500_000 * 60_000, 0.000015},
-	{0, 0.000013333333},
+// overageTiers are the ledger's, in Stripe's terms.
+func overageTiers() []tier {
+	tiers := make([]tier, len(store.OverageTiers))
+	for i, t := range store.OverageTiers {
+		tiers[i] = tier{t.UpToMS, float64(t.PicoCents) / 1e12}
+	}
+	return tiers
 }
 
 // item is one price and what it belongs to.
@@ -72,7 +73,7 @@ func (p *Pusher) Setup(ctx context.Context) (Catalog, error) {
 	items := []item{
 		{key: "agent_ms", lookupKey: EventAgentMS, productID: "muster_agent_time", product: "Agent time", unit: "ms", meter: c.Meters["agent_ms"]},
 		{key: "overage_ms", lookupKey: EventOverageMS, productID: "muster_overage", product: "Agent time past the plan", unit: "ms",
-			meter: c.Meters["overage_ms"], tiers: overageTiers},
+			meter: c.Meters["overage_ms"], tiers: overageTiers()},
 	}
 	for _, plan := range store.Plans {
 		if plan.PriceCents > 0 {

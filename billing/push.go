@@ -23,12 +23,15 @@ const (
 	maxFailing = 24
 )
 
-// Meter is the meter that is pushed, and EventAgentMS its name with Stripe.
-const Meter = store.MeterAgentMS
+// meter is one that is pushed: what the ledger calls it, and the event name of Stripe's meter.
+type meter struct{ name, event string }
 
-// Pushed is what a push did, or would do, about one workspace and day.
+var meters = []meter{{store.MeterAgentMS, EventAgentMS}, {store.MeterOverageMS, EventOverageMS}}
+
+// Pushed is what a push did, or would do, about one workspace's meter and day.
 type Pushed struct {
 	Workspace uuid.UUID
+	Meter     string
 	Day       time.Time
 	Value     int64 // the absolute total; of a carried day it may be below zero
 	Before    int64 // the last confirmed total
@@ -57,7 +60,7 @@ type Report struct {
 	Workspaces int      // visited
 	Sent       int      // meter events sent, repetitions included
 	Left       int      // workspaces with something pending or wrong
-	Days       []Pushed // by workspace and day
+	Days       []Pushed // by workspace, meter and day
 	Problems   []Problem
 }
 
@@ -162,9 +165,9 @@ func (p *Pusher) push(ctx context.Context, q Request, run time.Time) (Report, er
 type work struct {
 	*Pusher
 	span
-	run   time.Time
-	dry   bool
-	meter string // Stripe's id of it
+	run time.Time
+	dry bool
+	ids map[string]string // Stripe's ids of the meters, by our names
 
 	mu      sync.Mutex
 	left    map[uuid.UUID]error // not settled yet, with the last trouble
@@ -201,13 +204,13 @@ func (w *work) rounds(ctx context.Context, accounts []store.PushAccount) error {
 // round visits each account once and returns those that want another visit.
 func (w *work) round(ctx context.Context, accounts []store.PushAccount) (again []store.PushAccount) {
 	w.failing = 0
-	if w.meter == "" {
-		meter, err := w.account.meterOf(ctx, EventAgentMS)
+	if w.ids == nil {
+		ids, err := w.account.meterIDs(ctx)
 		if err != nil {
 			w.troubled(accounts, err)
 			return accounts
 		}
-		w.meter = meter
+		w.ids = ids
 	}
 	next := make(chan store.PushAccount)
 	var wg sync.WaitGroup
@@ -289,7 +292,7 @@ func (w *work) merge(ws uuid.UUID, days []Pushed) {
 	for _, d := range days {
 		found := false
 		for i, old := range w.days[ws] {
-			if old.Day.Equal(d.Day) {
+			if old.Meter == d.Meter && old.Day.Equal(d.Day) {
 				d.Before = old.Before
 				w.days[ws][i], found = d, true
 			}

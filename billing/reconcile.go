@@ -3,6 +3,7 @@ package billing
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -34,7 +35,7 @@ const (
 )
 
 // Line is one workspace's meter on one day, as each book has it; nil where a book has nothing to say. Metered and Daily
-// are billable sums of agent time, and all of it for other meters.
+// are billable sums of the meters that are pushed, and all of it for others.
 type Line struct {
 	Workspace uuid.UUID
 	Day       time.Time
@@ -47,10 +48,12 @@ type Line struct {
 	Reason    Reason // empty for a difference
 }
 
-// InvoiceLine is a period of one workspace's subscription: what the invoice says and what was confirmed for its days.
+// InvoiceLine is a meter's part of one period of a workspace's subscription: what the invoice says and what was confirmed
+// for its days.
 type InvoiceLine struct {
 	Workspace uuid.UUID
 	Invoice   string // Stripe's id, or "upcoming"
+	Meter     string
 	From, To  time.Time
 	Quantity  int64
 	Ledger    int64
@@ -62,8 +65,8 @@ type Reconciliation struct {
 	Invoices    int            // invoice periods compared
 	Differences []Line         // drift, by workspace, day and meter
 	Invoiced    []InvoiceLine  // drift between invoice and ledger
-	Apart       []Line         // apart for a reason, agent time only
-	Reasons     map[Reason]int // workspace-days by reason
+	Apart       []Line         // apart for a reason, meters that are pushed only
+	Reasons     map[Reason]int // days of a workspace's meter by reason
 }
 
 // Found counts everything that is wrong.
@@ -78,10 +81,10 @@ func (p *Pusher) Reconcile(ctx context.Context, from, to time.Time) (Reconciliat
 	if err != nil {
 		return r, err
 	}
-	meter := ""
+	var ids map[string]string
 	for _, w := range workspaces {
 		if w.Customer != nil {
-			if meter, err = p.account.meterOf(ctx, EventAgentMS); err != nil {
+			if ids, err = p.account.meterIDs(ctx); err != nil {
 				return r, err
 			}
 			break
@@ -92,7 +95,7 @@ func (p *Pusher) Reconcile(ctx context.Context, from, to time.Time) (Reconciliat
 	group.SetLimit(p.Parallel)
 	for i, w := range workspaces {
 		group.Go(func() error {
-			c := comparison{Pusher: p, MeteredWorkspace: w, meter: meter, from: from, to: to}
+			c := comparison{Pusher: p, MeteredWorkspace: w, ids: ids, from: from, to: to}
 			for look := 0; look < 2; look++ {
 				one, err := c.compare(groupCtx)
 				if err != nil {
@@ -123,7 +126,7 @@ func (p *Pusher) Reconcile(ctx context.Context, from, to time.Time) (Reconciliat
 type comparison struct {
 	*Pusher
 	store.MeteredWorkspace
-	meter    string
+	ids      map[string]string // Stripe's, by our names of the meters that are pushed; nil without a customer
 	from, to time.Time
 	now      time.Time
 }
@@ -134,32 +137,36 @@ func (c comparison) compare(ctx context.Context) (Reconciliation, error) {
 	if c.now, err = c.Pusher.now(ctx); err != nil {
 		return r, err
 	}
-	var shown map[time.Time]int64
+	shown := map[string]map[time.Time]int64{} // by meter
 	if c.Customer != nil {
-		if shown, err = c.account.dayTotals(ctx, c.meter, *c.Customer, c.from, c.to); err != nil {
-			return r, err
+		for _, m := range meters {
+			if shown[m.name], err = c.account.dayTotals(ctx, c.ids[m.name], *c.Customer, c.from, c.to); err != nil {
+				return r, err
+			}
 		}
 	}
 	stands, err := c.System.DayStands(ctx, c.Workspace, c.from, c.to)
 	if err != nil {
 		return r, err
 	}
-	days, known := map[time.Time]bool{}, map[time.Time]bool{}
+	days := map[time.Time]bool{}
 	for _, s := range stands {
 		days[s.Day] = true
-		line := c.line(s, shown)
-		if s.Meter == Meter {
-			known[s.Day] = true
+		line := c.line(s, shown[s.Meter])
+		if pushed(s.Meter) {
+			delete(shown[s.Meter], s.Day)
 			line.Reason, line.Note = c.judge(s, line)
 		} else if line.Note = c.judgeOther(s); line.Note == "" {
 			continue
 		}
 		c.add(&r, line)
 	}
-	for d, value := range shown { // Stripe alone knows of usage
-		if !known[d] && value != 0 {
-			days[d] = true
-			c.add(&r, Line{Workspace: c.Workspace, Day: d, Meter: Meter, Stripe: &value, Note: "only Stripe knows of this usage"})
+	for meter, rest := range shown {
+		for d, value := range rest { // Stripe alone knows of usage
+			if value != 0 {
+				days[d] = true
+				c.add(&r, Line{Workspace: c.Workspace, Day: d, Meter: meter, Stripe: &value, Note: "only Stripe knows of this usage"})
+			}
 		}
 	}
 	r.Days = len(days)
@@ -180,7 +187,7 @@ func (c comparison) add(r *Reconciliation, line Line) {
 
 func (c comparison) line(s store.DayStand, shown map[time.Time]int64) Line {
 	l := Line{Workspace: c.Workspace, Day: s.Day, Meter: s.Meter, Metered: value(s.Metered), Daily: value(s.Daily)}
-	if s.Meter == Meter {
+	if pushed(s.Meter) {
 		l.Metered, l.Daily, l.Ledger = value(s.MeteredBillable), value(s.DailyBillable), s.Confirmed
 		if c.Customer != nil {
 			seen := shown[s.Day]
@@ -188,6 +195,11 @@ func (c comparison) line(s store.DayStand, shown map[time.Time]int64) Line {
 		}
 	}
 	return l
+}
+
+// pushed: Stripe knows the meter.
+func pushed(name string) bool {
+	return slices.ContainsFunc(meters, func(m meter) bool { return m.name == name })
 }
 
 func value(v *int64) int64 {
@@ -222,7 +234,7 @@ func (c comparison) quiet(s store.DayStand) bool {
 	return s.DailyAt != nil && (s.LastBooked == nil || s.LastBooked.Add(time.Second).Before(*s.DailyAt))
 }
 
-// judge compares a day of agent time: a reason, or what is wrong, or neither when all books agree.
+// judge compares a day of a meter that is pushed: a reason, or what is wrong, or neither when all books agree.
 func (c comparison) judge(s store.DayStand, l Line) (Reason, string) {
 	if !c.rolledUp(s) {
 		return "", "daily usage is not the sum of the metering rows"

@@ -116,15 +116,20 @@ func TestADayIsNotDueBeforeTheNightHasHadItsTime(t *testing.T) {
 	}
 }
 
-// subscribe gives the workspace a subscription over the calendar month.
+// subscribe gives the workspace a subscription over the calendar month, to the plan and both meters.
 func (r *rig) subscribe(ws uuid.UUID, customer string) string {
+	r.t.Helper()
+	return r.subscribeTo(ws, customer, "pro", "agent_ms", "overage_ms")
+}
+
+func (r *rig) subscribeTo(ws uuid.UUID, customer string, items ...string) string {
 	r.t.Helper()
 	prices := r.setup().Prices
 	now := r.clock.get()
 	month := time.Date(now.Year(), now.Month(), 1, 0, 0, 0, 0, time.UTC)
 	p := &stripe.SubscriptionParams{Customer: stripe.String(customer), BackdateStartDate: stripe.Int64(month.Unix()),
 		BillingCycleAnchor: stripe.Int64(month.AddDate(0, 1, 0).Unix()), ProrationBehavior: stripe.String("none")}
-	for _, name := range []string{"pro", "agent_ms", "overage_ms"} {
+	for _, name := range items {
 		p.Items = append(p.Items, &stripe.SubscriptionItemsParams{Price: stripe.String(prices[name])})
 	}
 	sub, err := r.api().Subscriptions.New(p)

@@ -45,6 +45,19 @@ func (e errNoMeter) Error() string {
 	return fmt.Sprintf("stripe has no active meter for %s; run muster billing setup", string(e))
 }
 
+// meterIDs reads Stripe's ids of the meters that are pushed, by our names.
+func (a *account) meterIDs(ctx context.Context) (map[string]string, error) {
+	ids := make(map[string]string, len(meters))
+	for _, m := range meters {
+		id, err := a.meterOf(ctx, m.event)
+		if err != nil {
+			return nil, err
+		}
+		ids[m.name] = id
+	}
+	return ids, nil
+}
+
 // dayTotals reads a customer's totals on a meter for the days from..to, both included; a day without usage is missing.
 func (a *account) dayTotals(ctx context.Context, meter, customer string, from, to time.Time) (map[time.Time]int64, error) {
 	params := &stripe.BillingMeterEventSummaryListParams{ID: stripe.String(meter), Customer: stripe.String(customer),

@@ -12,9 +12,10 @@ import (
 type visit struct {
 	*work
 	store.PushAccount
-	hold *store.PushHold
-	sent int
-	days []Pushed // what was done or is still open
+	hold  *store.PushHold
+	meter meter // being looked at
+	sent  int
+	days  []Pushed // what was done or is still open
 }
 
 // do visits the workspace. settled says that every day is equal and nothing is pending.
@@ -38,11 +39,26 @@ func (v *visit) do(ctx context.Context) (settled bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	days, err := v.System.PushDays(ctx, v.Workspace, Meter, v.first, v.last, v.dry)
+	settled = true
+	var refusals error
+	for _, v.meter = range meters {
+		equal, err := v.look(ctx, now)
+		if err != nil && kindOf(err) != permanent {
+			return false, err // the other meter would meet the same
+		}
+		refusals = errors.Join(refusals, err)
+		settled = settled && equal
+	}
+	return settled, refusals
+}
+
+// look goes over the days of one meter.
+func (v *visit) look(ctx context.Context, now time.Time) (settled bool, err error) {
+	days, err := v.System.PushDays(ctx, v.Workspace, v.meter.name, v.first, v.last, v.dry)
 	if err != nil {
 		return false, err
 	}
-	shown, err := v.account.dayTotals(ctx, v.meter, v.Customer, v.first, v.last)
+	shown, err := v.account.dayTotals(ctx, v.ids[v.meter.name], v.Customer, v.first, v.last)
 	if err != nil {
 		return false, err
 	}
@@ -90,7 +106,7 @@ func (v *visit) step(ctx context.Context, b books) (equal bool, err error) {
 	}
 	if do == confirm {
 		row := *b.Pending
-		if err := v.hold.Confirm(ctx, Meter, row, b.now, row.Value == b.Total); err != nil {
+		if err := v.hold.Confirm(ctx, v.meter.name, row, b.now, row.Value == b.Total); err != nil {
 			return false, err
 		}
 		v.note(b, row.Value, Confirmed)
@@ -137,13 +153,13 @@ func (v *visit) total(b books, value int64) store.NewPush {
 	if b.now.Before(at) {
 		at = b.now.Truncate(time.Second)
 	}
-	return store.NewPush{Meter: Meter, Day: b.Day, Value: value, Customer: v.Customer, EventAt: at, Now: b.now}
+	return store.NewPush{Meter: v.meter.name, Day: b.Day, Value: value, Customer: v.Customer, EventAt: at, Now: b.now}
 }
 
 // send sends a booked row and keeps the answer. A duplicate identifier is no error: the read-back tells what it is.
 func (v *visit) send(ctx context.Context, row store.PushRow) error {
 	v.sent++
-	err := v.account.send(ctx, EventAgentMS, row)
+	err := v.account.send(ctx, v.meter.event, row)
 	answer, problem := answerOf(err), ""
 	if err != nil {
 		problem = err.Error()[:min(len(err.Error()), 500)]
@@ -158,7 +174,7 @@ func (v *visit) send(ctx context.Context, row store.PushRow) error {
 }
 
 func (v *visit) note(b books, value int64, state State) {
-	v.days = append(v.days, Pushed{Workspace: v.Workspace, Day: b.Day, Value: value, Before: b.confirmed(), State: state})
+	v.days = append(v.days, Pushed{Workspace: v.Workspace, Meter: v.meter.name, Day: b.Day, Value: value, Before: b.confirmed(), State: state})
 }
 
 // plan notes what a push would do.
