@@ -215,6 +215,11 @@ type WorkspaceChange struct {
 
 // Change changes the workspace and returns it as it is then; Conflict when another one has the slug, and see setOverage.
 func (w *Work) Change(ctx context.Context, c WorkspaceChange) (Workspace, error) {
+	if c.Overage != nil { // first: whoever holds both rows locks the load row first
+		if err := w.setOverage(ctx, *c.Overage); err != nil {
+			return Workspace{}, err
+		}
+	}
 	done, err := w.tx.ExecContext(ctx, `UPDATE workspaces SET name = coalesce($2::text, name),
 			slug = CASE WHEN $3::text IS NULL THEN slug ELSE nullif($3::text, '') END, updated_at = now() WHERE id = $1`, w.Workspace, c.Name, c.Slug)
 	if violates(err, "workspaces_slug_key") {
@@ -227,11 +232,6 @@ func (w *Work) Change(ctx context.Context, c WorkspaceChange) (Workspace, error)
 		return Workspace{}, fmt.Errorf("change workspace: %w", err)
 	} else if n == 0 {
 		return Workspace{}, errGone
-	}
-	if c.Overage != nil {
-		if err := w.setOverage(ctx, *c.Overage); err != nil {
-			return Workspace{}, err
-		}
 	}
 	return w.workspace(ctx)
 }
