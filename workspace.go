@@ -297,11 +297,6 @@ func (c *cli) showOne(ctx context.Context, system *store.System, ws uuid.UUID, a
 	return tw.Flush()
 }
 
-// dollars writes micro-dollars whole.
-func dollars(microUSD int64) string {
-	return fmt.Sprintf("$%d.%06d", microUSD/1_000_000, microUSD%1_000_000)
-}
-
 func workspaceSetPlan(ctx context.Context, c *cli, args []string) error {
 	set := flag.NewFlagSet("muster workspace set-plan WS PLAN", flag.ContinueOnError)
 	asJSON := set.Bool("json", false, "print the workspace as JSON")

@@ -40,8 +40,15 @@ func TestACallRacingTheRecoveryIsMeteredOrRefused(t *testing.T) {
 			}
 		})
 		both.Go(func() {
-			if n, _, err := l.system.RecoverDeadWorkers(ctx); err != nil || n != 1 {
-				t.Errorf("recovered %d, %v", n, err)
+			for { // a row that is held for long is left to the next round
+				n, _, err := l.system.RecoverDeadWorkers(ctx)
+				if n == 1 {
+					return
+				}
+				if err == nil {
+					t.Errorf("recovered %d", n)
+					return
+				}
 			}
 		})
 		both.Wait()
