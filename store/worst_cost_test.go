@@ -112,8 +112,9 @@ func TestAHostileFreeWorkspaceStaysWithinItsBounds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if w.Running > plan.Concurrency || w.Waiting > backlog || w.UsedMS+w.ReservedMS > quota {
-			t.Fatalf("step %d: %d of %d run, %d of %d wait, %d ms used and %d reserved of %d", steps, w.Running, plan.Concurrency, w.Waiting, backlog, w.UsedMS, w.ReservedMS, quota)
+		// What ran comes back to the line however full it is.
+		if w.Running > plan.Concurrency || w.Waiting > backlog+plan.Concurrency || w.UsedMS+w.ReservedMS > quota {
+			t.Fatalf("step %d: %d of %d run, %d of %d wait, %d ms used and %d reserved of %d", steps, w.Running, plan.Concurrency, w.Waiting, backlog+plan.Concurrency, w.UsedMS, w.ReservedMS, quota)
 		}
 	}
 	if _, err := l.system.AddressNotices(ctx); err != nil {
