@@ -8,7 +8,7 @@ import (
 
 func TestProvedAddressesNeedAMailServer(t *testing.T) {
 	t.Parallel()
-	mail := map[string]string{"SMTP_URL": "smtps://u:p@mail:465", "MAIL_FROM": "m@example.com"}
+	mail := map[string]string{"SMTP_URL": "smtps://u:long-and-random@mail:465", "MAIL_FROM": "m@example.com"}
 	for _, c := range []struct {
 		name     string
 		vars     map[string]string
