@@ -131,7 +131,13 @@ func TestTheTestsThatDocumentsNameExist(t *testing.T) {
 			t.Errorf("no test is called %s", m[1])
 		}
 	}
-	if !found || named < 30 {
+	for _, m := range regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(readDoc(t, "docs/security.md"), -1) {
+		named++
+		if !strings.Contains(sources.String(), "func "+m[1]+"(") {
+			t.Errorf("docs/security.md names %s, which is no test", m[1])
+		}
+	}
+	if !found || named < 90 {
 		t.Errorf("only %d tests are named", named)
 	}
 }
@@ -140,7 +146,7 @@ func TestTheFilesThatDocumentsNameExist(t *testing.T) {
 	t.Parallel()
 	quoted := regexp.MustCompile("`((?:api|worker|billing|store|jobs|scripts|docs)/[A-Za-z0-9_./-]*|[a-z_]+\\.go)`")
 	link := regexp.MustCompile(`\]\(([^)#]*)(#[^)]*)?\)`)
-	for _, doc := range []string{"README.md", "docs/architecture.md", "docs/operations.md"} {
+	for _, doc := range []string{"README.md", "docs/architecture.md", "docs/operations.md", "docs/security.md"} {
 		text := readDoc(t, doc)
 		var anchors []string
 		for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1) {
