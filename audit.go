@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -201,7 +202,7 @@ func (v *verification) lists(ctx context.Context, system *store.System, files []
 		}
 		nights = append(nights, heads)
 	}
-	slices.SortFunc(nights, func(a, b store.Heads) int { return a.At.Compare(b.At) })
+	slices.SortFunc(nights, func(a, b store.Heads) int { return cmp.Compare(a.Night, b.Night) })
 	for i := 1; i < len(nights); i++ {
 		if before, after := nights[i-1], nights[i]; before.NightBefore(after) && !bytes.Equal(after.Previous, before.Digest) {
 			v.add("night "+before.Night, 0, store.ChainChanged, "the night after names another digest for this one: one of the two files was changed")

@@ -326,6 +326,9 @@ func TestNoSecretIsToldByARunningInstallation(t *testing.T) {
 	if err := json.Unmarshal([]byte(ask("POST", s.base, "/v1/auth/register", "", `{"email": "canary@example.com", "password": "correct horse battery", "workspace_name": "x"}`)), &in); err != nil {
 		t.Fatal(err)
 	}
+	if code, _, stderr := s.muster("workspace", "set-plan", in.Workspace.ID, "pro"); code != exitOK { // Free would need a proved address
+		t.Fatal(stderr)
+	}
 	ask("POST", s.base, "/v1/auth/password/forgot", "", `{"email": "canary@example.com"}`)
 	for i := range 3 {
 		ask("POST", s.base, "/v1/auth/login", "", fmt.Sprintf(`{"email": "canary@example.com", "password": "wrong password %d"}`, i))

@@ -65,7 +65,9 @@ var bodies = []struct {
 	{"DeeperThanGoReads", `{"prompt": "x", "input": ` + nested(`[`, ``, `]`, 100_000) + `}`, 400, ""},
 	{"DeepUnknownField", `{"prompt": "x", "y": ` + nested(`[`, ``, `]`, 5000) + `}`, 400, ""},
 	{"ManyUnknownFields", `{"prompt": "x"` + manyFields(1000) + `}`, 422, "f0"},
-	{"AMegabyte", `{"prompt": "x", "input": {"a": "` + strings.Repeat("a", 1<<20-100) + `"}}`, 202, ""},
+	{"AnInputAtItsLimit", `{"prompt": "x", "input": {"a": "` + strings.Repeat("a", maxInputBytes-len(`{"a": ""}`)) + `"}}`, 202, ""},
+	{"AnInputBeyondItsLimit", `{"prompt": "x", "input": {"a": "` + strings.Repeat("a", maxInputBytes) + `"}}`, 422, "input"},
+	{"AMegabyte", `{"prompt": "x", "input": {"a": "` + strings.Repeat("a", 1<<20-100) + `"}}`, 422, "input"},
 	{"MoreThanAMegabyte", `{"prompt": "x", "input": {"a": "` + strings.Repeat("a", 1<<20) + `"}}`, 413, ""},
 }
 
