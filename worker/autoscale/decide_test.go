@@ -1,0 +1,59 @@
+package autoscale
+
+import (
+	"testing"
+	"time"
+)
+
+func TestDecide(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 24, 0, 0, 0, 0, time.UTC)
+	base := Policy{Min: 0, Max: 10, Target: 50, MaxWait: 30 * time.Second, MaxStep: 4, Cooldown: 5 * time.Minute}
+	with := func(change func(*Policy)) Policy {
+		p := base
+		change(&p)
+		return p
+	}
+	figures := func(runnable, running int, wait time.Duration) Figures {
+		return Figures{At: now, Runnable: runnable, Running: running, OldestWait: wait, Slots: 20}
+	}
+	for _, c := range []struct {
+		name   string
+		policy Policy
+		f      Figures
+		have   int
+		want   int
+		reason Reason
+	}{
+		{"NothingToDoIsNoWorker", base, figures(0, 0, 0), 0, 0, Enough},
+		{"OneTaskIsOneWorker", base, figures(1, 0, 0), 0, 1, Backlog},
+		{"FortyNineStayWithOne", base, figures(49, 5, 0), 1, 1, Enough},
+		{"FiftyNeedTwo", base, figures(50, 5, 0), 1, 2, Backlog},
+		{"AStepIsBounded", base, figures(500, 0, 0), 1, 5, Backlog},
+		{"NeverPastTheMaximum", base, figures(100_000, 0, 0), 9, 10, Backlog},
+		{"AtTheMaximum", base, figures(100_000, 0, 0), 10, 10, Maximum},
+		{"ALoweredMaximumActsAtOnce", base, figures(0, 100, 0), 12, 10, Maximum},
+		{"UpToTheMinimum", with(func(p *Policy) { p.Min = 3 }), figures(0, 0, 0), 1, 3, Minimum},
+		{"WhatRunsKeepsItsWorkers", base, figures(0, 100, 0), 4, 5, Running},
+		{"AFullFleetThatKeepsWorkWaitingGrows", base, figures(5, 16, 30*time.Second), 1, 2, Waiting},
+		{"FreeSlotsMeanThatWorkersAreNotWhatIsMissing", base, figures(5, 15, time.Hour), 1, 1, Enough},
+		{"NoFiguresHold", base, Figures{}, 7, 7, FiguresMissing},
+		{"StaleFiguresHold", base, Figures{At: now.Add(-16 * time.Second), Slots: 20}, 7, 7, FiguresMissing},
+		{"FiguresOfAMomentAgoAreGood", base, Figures{At: now.Add(-14 * time.Second), Runnable: 300, Slots: 20}, 6, 7, Backlog},
+		{"UnknownWorkersHold", base, figures(300, 0, 0), -1, -1, WorkersUnknown},
+		{"PausedDoesNothing", with(func(p *Policy) { p.Paused, p.Min = true, 3 }), figures(300, 0, 0), 1, 1, Paused},
+		{"AnEmptyPurseAddsNothingBeyondTheIncome", with(func(p *Policy) { p.Budget = 240 }), figures(300, 0, 0), 3, 3, Budget},
+		{"TheIncomeIsSpent", with(func(p *Policy) { p.Budget = 240 }), figures(300, 0, 0), 0, 3, Backlog},
+		{"AnEmptyPurseSendsWorkersHome", with(func(p *Policy) { p.Budget = 240 }), figures(300, 0, 0), 5, 3, Budget},
+		{"TheMinimumGoesBeforeTheBudget", with(func(p *Policy) { p.Budget, p.Min = 60, 2 }), figures(300, 0, 0), 0, 2, Backlog},
+		{"ANewLeaderWatchesForACooldown", base, figures(0, 0, 0), 5, 5, Cooldown},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			d := Decider{Policy: c.policy}
+			if got := d.Decide(now, c.f, c.have); got.Want != c.want || got.Reason != c.reason {
+				t.Errorf("want %d because of %s; decided %d because of %s", c.want, c.reason, got.Want, got.Reason)
+			}
+		})
+	}
+}

@@ -1,0 +1,177 @@
+package autoscale
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+)
+
+// Worker is a worker as its platform knows it.
+type Worker struct {
+	ID       string // the driver's own
+	Name     string // what the worker calls itself in the ledger, or its part before the slash
+	Stopping bool   // it was told to stop, and drains
+}
+
+// Driver starts and stops workers on one platform. A worker that starts counts as there. Every method may be repeated;
+// an error leaves the rest to the next step.
+type Driver interface {
+	Workers(ctx context.Context) ([]Worker, error)
+	Start(ctx context.Context, n int) error
+	Stop(ctx context.Context, id string) error // SIGTERM, and the time to drain
+}
+
+// Load is what the ledger says of the fleet.
+type Load struct {
+	Figures
+	Busy map[string]int // tasks that run, by worker's name
+}
+
+// Config makes a Scaler; all fields are required.
+type Config struct {
+	Policy  Policy
+	Driver  Driver
+	Load    func(ctx context.Context) (Load, error)
+	Now     func() time.Time
+	Metrics *Metrics
+	Log     zerolog.Logger
+}
+
+// Interval is how often Step should be called.
+const Interval = 2 * time.Second
+
+const (
+	patience = 20 * time.Second // for all that one step asks and does
+	logEvery = 10 * time.Minute // a decision that changes nothing is logged so often
+)
+
+// Scaler decides and acts. It is not safe for concurrent use.
+type Scaler struct {
+	cfg     Config
+	decider Decider
+	told    Decision
+	toldAt  time.Time
+}
+
+// New makes a Scaler.
+func New(cfg Config) *Scaler {
+	return &Scaler{cfg: cfg, decider: Decider{Policy: cfg.Policy}}
+}
+
+// Forget is for when somebody else leads: what was seen until now is no base for later decisions.
+func (s *Scaler) Forget() {
+	s.decider, s.told, s.toldAt = Decider{Policy: s.cfg.Policy}, Decision{}, time.Time{}
+	s.cfg.Metrics.desired.Set(0)
+	s.cfg.Metrics.actual.Set(0)
+	s.cfg.Metrics.held.Set(0)
+}
+
+// Step looks, decides and acts once. If it dies half way, the next one finds what is there.
+func (s *Scaler) Step(ctx context.Context) Decision {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	load, loadErr := s.cfg.Load(ctx)
+	if loadErr != nil {
+		load = Load{}
+	}
+	workers, workersErr := s.cfg.Driver.Workers(ctx)
+	workers = slices.DeleteFunc(workers, func(w Worker) bool { return w.Stopping })
+	have := len(workers)
+	if workersErr != nil {
+		have = -1
+	}
+	d := s.decider.Decide(s.cfg.Now(), load.Figures, have)
+	s.tell(d, cmp.Or(workersErr, loadErr))
+	if s.cfg.Policy.DryRun {
+		return d
+	}
+	switch {
+	case d.Want > d.Have:
+		if err := s.cfg.Driver.Start(ctx, d.Want-d.Have); err != nil {
+			s.failed(err, "starting workers; the next step tries again")
+		}
+	case d.Want < d.Have:
+		for _, w := range leastBusy(workers, load.Busy)[:d.Have-d.Want] {
+			if err := s.cfg.Driver.Stop(ctx, w.ID); err != nil {
+				s.failed(err, "stopping a worker; a later step tries again")
+			}
+		}
+	}
+	return d
+}
+
+func (s *Scaler) failed(err error, doing string) {
+	s.cfg.Metrics.failures.Inc()
+	s.cfg.Log.Warn().Err(err).Msg(doing)
+}
+
+// tell counts the decision, and logs it when it changes something or nothing was logged for long.
+func (s *Scaler) tell(d Decision, cause error) {
+	m := s.cfg.Metrics
+	m.decisions.WithLabelValues(string(d.Reason)).Inc()
+	held := 0.0
+	if d.Reason.Held() {
+		held = 1
+	}
+	m.held.Set(held)
+	if d.Have >= 0 {
+		m.actual.Set(float64(d.Have))
+		m.desired.Set(float64(d.Want))
+	}
+	acts := d.Want != d.Have && (d.Want != s.told.Want || d.Have != s.told.Have || d.Reason != s.told.Reason)
+	turned := d.Reason.Held() != s.told.Reason.Held()
+	if now := s.cfg.Now(); acts || turned || now.Sub(s.toldAt) >= logEvery {
+		level, f := zerolog.InfoLevel, d.Figures
+		if d.Reason.Held() {
+			level = zerolog.WarnLevel
+		}
+		s.cfg.Log.WithLevel(level).Err(cause).Str("reason", string(d.Reason)).Int("have", d.Have).Int("want", d.Want).Int("need", d.Need).
+			Int("runnable", f.Runnable).Int("running", f.Running).Dur("oldest_wait_ms", f.OldestWait).Int("slots_per_worker", f.Slots).
+			Bool("dry_run", s.cfg.Policy.DryRun).Msg("autoscale")
+		s.told, s.toldAt = d, now
+	}
+}
+
+// leastBusy sorts workers by what runs on them; one that the ledger does not know yet runs nothing.
+func leastBusy(workers []Worker, busy map[string]int) []Worker {
+	running := func(w Worker) int {
+		n := 0
+		for name, tasks := range busy {
+			if name == w.Name || strings.HasPrefix(name, w.Name+"/") {
+				n += tasks
+			}
+		}
+		return n
+	}
+	sorted := slices.Clone(workers)
+	slices.SortStableFunc(sorted, func(a, b Worker) int { return cmp.Compare(running(a), running(b)) })
+	return sorted
+}
+
+// Metrics are the scaler's.
+type Metrics struct {
+	desired, actual, held prometheus.Gauge
+	decisions             *prometheus.CounterVec
+	failures              prometheus.Counter
+}
+
+// NewMetrics registers them.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		desired:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "muster_autoscale_desired", Help: "Workers that the autoscaler wants after its last step; 0 where it does not lead."}),
+		actual:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "muster_autoscale_actual", Help: "Workers that its platform runs or starts; 0 where it does not lead."}),
+		held:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "muster_autoscale_held", Help: "1 while it decides nothing because figures or workers are unknown."}),
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "muster_autoscale_decisions_total", Help: "Decisions, by reason."}, []string{"reason"}),
+		failures:  prometheus.NewCounter(prometheus.CounterOpts{Name: "muster_autoscale_failures_total", Help: "Starts and stops that the platform refused or did not answer."}),
+	}
+	for _, r := range Reasons {
+		m.decisions.WithLabelValues(string(r))
+	}
+	reg.MustRegister(m.desired, m.actual, m.held, m.decisions, m.failures)
+	return m
+}

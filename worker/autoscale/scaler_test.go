@@ -1,0 +1,180 @@
+package autoscale
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/rs/zerolog"
+)
+
+func TestScaler(t *testing.T) {
+	t.Parallel()
+
+	t.Run("TheLeastBusyGoFirst", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(usual)
+		busy := &tenant{cap: unlimited, takes: time.Hour}
+		for i, tasks := range []int{3, 0, 5, 0} {
+			if err := w.Start(context.Background(), 1); err != nil {
+				t.Fatal(err)
+			}
+			w.workers[i].ends[busy] = make([]time.Time, tasks)
+			for j := range tasks {
+				w.workers[i].ends[busy][j] = w.now.Add(2 * time.Hour)
+			}
+			busy.running += tasks
+		}
+		w.run(30*time.Minute, nil)
+		var left []string
+		for _, m := range w.workers {
+			if !m.draining {
+				left = append(left, m.id)
+			}
+		}
+		if !slices.Equal(left, []string{"w3"}) || len(w.workers) != 2 { // w1 drains
+			t.Errorf("%v stayed of %d", left, len(w.workers))
+		}
+	})
+
+	t.Run("ADryRunTellsOnceAndDoesNothing", func(t *testing.T) {
+		t.Parallel()
+		p := usual
+		p.DryRun = true
+		w := newWorld(p, &tenant{cap: unlimited, takes: time.Minute, waiting: 120})
+		var log bytes.Buffer
+		w.scaler.cfg.Log = zerolog.New(&log)
+		w.run(5*time.Minute, nil)
+		if len(w.workers) != 0 {
+			t.Error("it started workers")
+		}
+		if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), `"reason":"backlog","have":0,"want":3,"need":3,"runnable":120`) {
+			t.Errorf("%d lines:\n%s", n, &log)
+		}
+	})
+
+	t.Run("DecisionsAreLoggedOnceAndHoldsWithTheirCause", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(usual, &tenant{cap: unlimited, takes: 10 * time.Second, waiting: 10})
+		var log bytes.Buffer
+		w.scaler.cfg.Log = zerolog.New(&log)
+		w.run(time.Minute, nil)
+		w.blind = true
+		w.run(5*time.Minute, nil)
+		w.blind = false
+		w.run(30*time.Second, nil)
+		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+		if len(lines) != 3 || !strings.Contains(lines[0], `"reason":"backlog"`) || !strings.Contains(lines[1], `"level":"warn","error":"the ledger does not answer"`) ||
+			!strings.Contains(lines[2], `"level":"info"`) {
+			t.Errorf("%d lines:\n%s", len(lines), &log)
+		}
+		if n := testutil.ToFloat64(w.scaler.cfg.Metrics.decisions.WithLabelValues(string(FiguresMissing))); n != 150 {
+			t.Errorf("%v held decisions are counted, want 150", n)
+		}
+		if testutil.ToFloat64(w.scaler.cfg.Metrics.actual) != 1 || testutil.ToFloat64(w.scaler.cfg.Metrics.held) != 0 {
+			t.Error("the gauges do not show one worker and no hold")
+		}
+		w.scaler.Forget()
+		if testutil.ToFloat64(w.scaler.cfg.Metrics.actual) != 0 {
+			t.Error("a scaler that does not lead shows workers")
+		}
+	})
+
+	t.Run("AFailedStartIsCountedAndTriedAgain", func(t *testing.T) {
+		t.Parallel()
+		app, fly := newFlyApp(t)
+		app.add("worker", "stopped", time.Hour)
+		app.faults["POST start"] = []int{http.StatusTooManyRequests}
+		load := func(context.Context) (Load, error) {
+			return Load{Figures: Figures{At: app.now, Runnable: 5, Slots: 20}}, nil
+		}
+		s := New(Config{Policy: usual, Driver: fly, Load: load, Now: func() time.Time { return app.now }, Metrics: NewMetrics(prometheus.NewRegistry()), Log: zerolog.Nop()})
+		s.Step(context.Background())
+		if testutil.ToFloat64(s.cfg.Metrics.failures) != 1 || alive(t, fly) != 0 {
+			t.Fatal("the refused start is not counted")
+		}
+		app.pass(stepEvery)
+		s.Step(context.Background())
+		app.pass(stepEvery)
+		if d := s.Step(context.Background()); d.Have != 1 || d.Reason != Enough || app.calls["POST start"] != 2 {
+			t.Errorf("%+v after %v", d, app.calls)
+		}
+	})
+}
+
+// crew is a muster up in miniature.
+type crew struct {
+	mu      sync.Mutex
+	members []Member
+	full    bool
+}
+
+func (c *crew) List() []Member {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.members)
+}
+
+func (c *crew) Add() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.full {
+		return errors.New("no more")
+	}
+	c.members = append(c.members, Member{ID: string(rune('a' + len(c.members))), PID: 100 + len(c.members)})
+	return nil
+}
+
+func (c *crew) Drain(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.members {
+		if c.members[i].ID == id {
+			c.members[i].Draining = true
+		}
+	}
+}
+
+func TestLocal(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	socket := filepath.Join(t.TempDir(), "crew.sock")
+	local := NewLocal(socket)
+	if _, err := local.Workers(ctx); err == nil {
+		t.Error("nobody listens, and it knows the workers")
+	}
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &crew{}
+	server := &http.Server{Handler: ServeCrew(c)}
+	go server.Serve(listener)
+	t.Cleanup(func() { server.Close() })
+	if err := local.Start(ctx, 2); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // twice does no harm
+		if err := local.Stop(ctx, "a"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	workers, err := local.Workers(ctx)
+	if err != nil || len(workers) != 2 || !workers[0].Stopping || workers[1].Stopping || !strings.HasSuffix(workers[1].Name, "/101") {
+		t.Errorf("%v %v", workers, err)
+	}
+	c.full = true
+	if err := local.Start(ctx, 1); err == nil {
+		t.Error("a refused start is no error")
+	}
+}
