@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -62,6 +63,8 @@ type Config struct {
 	VerifiedEmail *bool               // workspaces whose plan says so need an owner with a proved address; nil: when SMTPURL is set
 	PlanModels    map[string][]string // by plan: the models it allows, instead of its own
 
+	Autoscale Autoscale
+
 	AuditHeadsDir string // where the scheduler writes the heads of the audit chains each night; empty: nowhere
 
 	LogLevel       zerolog.Level
@@ -80,7 +83,9 @@ type variable struct {
 	set      func(c *Config, value string) error
 }
 
-var variables = []variable{
+var variables = slices.Concat(processVariables, autoscaleVariables)
+
+var processVariables = []variable{
 	{"MUSTER_ENV", "development", "development or production", false, "production refuses weak secrets", oneOf(func(c *Config) *string { return &c.Env }, "development", "production")},
 	{"PORT", "8080", "a port number from 1 to 65535", false, "where the API listens", number(func(c *Config) *int { return &c.Port }, 1, 65535)},
 	{"OPS_ADDR", "127.0.0.1:9090", "host:port", false, "where operators' pages listen: metrics, Asynqmon", func(c *Config, v string) error {
@@ -230,6 +235,7 @@ func loadConfig(getenv func(string) string, overrides map[string]string, require
 		mistakes = append(mistakes, "MAIL_FROM is not set; want an email address, because SMTP_URL is set")
 	}
 	mistakes = append(mistakes, c.mailMistakes(needed["JWT_SIGNING_KEYS"])...)
+	mistakes = append(mistakes, c.autoscaleMistakes()...)
 	if c.Env == "production" {
 		mistakes = append(mistakes, c.weaknesses()...)
 	}

@@ -10,10 +10,6 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/redis/go-redis/v9"
-
-	"github.com/generic-corp/muster/api/ratelimit"
-	"github.com/generic-corp/muster/worker"
 )
 
 // The documents are held against the code: what they name must exist, and what operators need must be named.
@@ -83,24 +79,18 @@ func (n names) Unregister(prometheus.Collector) bool { return false }
 
 func TestOperationsNamesEveryMetric(t *testing.T) {
 	t.Parallel()
-	reg := names{map[string]bool{}}
-	worker.NewMetrics(reg)
-	newSchedulerMetrics(reg)
-	if _, err := ratelimit.New(ratelimit.Config{Redis: redis.NewClient(&redis.Options{}), Metrics: reg}); err != nil {
-		t.Fatal(err)
-	}
-	reg.MustRegister(&fleetCollector{}, &marginCollector{})
+	found := exported(t)
 	doc := readDoc(t, "docs/operations.md")
 	_, section, _ := strings.Cut(doc, "\n## Metrics\n")
 	section, _, _ = strings.Cut(section, "\n## Logs\n")
 	told := map[string]bool{}
 	for _, name := range regexp.MustCompile(`muster_[a-z_]+`).FindAllString(section, -1) {
 		told[name] = true
-		if !reg.found[name] {
+		if !found[name] {
 			t.Errorf("there is no metric %s", name)
 		}
 	}
-	for name := range reg.found {
+	for name := range found {
 		if !told[name] {
 			t.Errorf("%s is not told", name)
 		}

@@ -252,7 +252,10 @@ func runWorker(ctx context.Context, c *cli, args []string) error {
 	runner := worker.RunnerFunc(func(ctx context.Context, t agent.Task, calls agent.Recorder) (agent.Result, error) {
 		return agent.Run(ctx, agents, t, calls)
 	})
-	host, _ := os.Hostname() // a name for people: any will do
+	host := c.getenv("FLY_MACHINE_ID") // by which the autoscaler knows it there
+	if host == "" {
+		host, _ = os.Hostname() // a name for people: any will do
+	}
 	w := worker.New(worker.Config{Fleet: fleet, Redis: rdb, Enqueuer: turns, Runner: runner, Metrics: worker.NewMetrics(reg),
 		Log: log, Name: fmt.Sprintf("%s/%d", host, os.Getpid()), Version: version(), Slots: cfg.WorkerConcurrency,
 		Strict: cfg.StrictTiers, CheckInterval: cfg.CheckInterval, DrainTimeout: cfg.Drain})
@@ -295,6 +298,9 @@ func runScheduler(ctx context.Context, c *cli, args []string) error {
 		s.mail = m
 	} else {
 		log.Warn().Msg("SMTP_URL is not set: nobody is mailed that a quota is used up")
+	}
+	if s.scaler, err = newScaler(cfg, system, reg, log); err != nil {
+		return err
 	}
 	mux := asynq.NewServeMux()
 	if cfg.StripeSecretKey != "" {

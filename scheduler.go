@@ -14,6 +14,7 @@ import (
 
 	"github.com/generic-corp/muster/jobs"
 	"github.com/generic-corp/muster/store"
+	"github.com/generic-corp/muster/worker/autoscale"
 )
 
 // The scheduler keeps the line moving: each second its leader promotes what is due, recovers dead workers' tasks and
@@ -54,7 +55,8 @@ type scheduler struct {
 	nights  string                                         // the directory of the audit chains' heads; empty: none
 	push    func(ctx context.Context, day time.Time) error // nil: no Stripe account is configured
 	leaving seeingOut
-	mail    postman // nil: no mail server is configured
+	mail    postman           // nil: no mail server is configured
+	scaler  *autoscale.Scaler // nil: somebody else sees to the number of workers
 	log     zerolog.Logger
 	metrics *schedulerMetrics
 
@@ -119,7 +121,10 @@ func (s *scheduler) run(ctx context.Context) {
 	loops.Go(func() { s.campaign(ctx, leading) })
 	loops.Go(func() { s.eachTick(ctx, leading, s.watchOnce) })
 	loops.Go(func() { s.eachTick(ctx, leading, s.leaveOnce) }) // erasing may take long too
-	if s.mail != nil {                                         // apart, because a mail server that hangs must delay nothing else
+	if s.scaler != nil {
+		loops.Go(func() { s.scale(ctx, leading) })
+	}
+	if s.mail != nil { // apart, because a mail server that hangs must delay nothing else
 		loops.Go(func() { s.eachTick(ctx, leading, s.mailOnce) })
 	}
 	s.eachTick(ctx, leading, s.sweepOnce)

@@ -15,8 +15,8 @@ import (
 	"github.com/generic-corp/muster/scripts/childprocess"
 )
 
-// One server: muster up runs the API, the scheduler and a few workers as processes of their own, so that each can
-// crash, drain and be replaced alone, exactly as on many servers. A child that ends by itself is started again.
+// One server: muster up runs the API, the scheduler and a few workers (up_crew.go) as processes of their own, so that
+// each can crash, drain and be replaced alone, exactly as on many servers. A child that ends by itself is started again.
 
 // child is one process that up keeps alive.
 type child struct {
@@ -36,7 +36,11 @@ func runUp(ctx context.Context, c *cli, args []string) error {
 	if err != nil {
 		return err
 	}
-	if cfg.WorkerProcesses > 0 {
+	workers, scaled := cfg.WorkerProcesses, cfg.Autoscale.Driver == "local"
+	if scaled {
+		workers = cfg.Autoscale.Min
+	}
+	if workers > 0 || scaled {
 		if _, err := providers(cfg); err != nil {
 			return err
 		}
@@ -47,19 +51,32 @@ func runUp(ctx context.Context, c *cli, args []string) error {
 		return fmt.Errorf("find this program's file: %w", err)
 	}
 	// The scheduler has OPS_ADDR itself: Asynqmon and the figures of the fleet. The API and the workers follow.
-	children := []child{{"scheduler", 0}, {"api", 1}}
-	for i := range cfg.WorkerProcesses {
-		children = append(children, child{"worker", 2 + i})
+	run := func(ctx context.Context, ch child, extra []string, started func(pid int)) {
+		env := append(os.Environ(), "OPS_ADDR="+nextPort(cfg.OpsAddr, ch.opsPort))
+		keep(ctx, append([]string{self, ch.name}, args...), append(env, extra...), c, cfg.Drain, started, log.With().Str("child", ch.name).Logger())
+	}
+	team := newCrew(ctx, func(ctx context.Context, number int, started func(pid int)) {
+		run(ctx, child{"worker", 2 + number}, nil, started)
+	})
+	var socket []string
+	if scaled {
+		path, closeAll, err := team.listen(log)
+		if err != nil {
+			return err
+		}
+		defer closeAll()
+		socket = []string{"CREW_SOCKET=" + path}
+	}
+	for range workers {
+		if err := team.Add(); err != nil {
+			return err
+		}
 	}
 	var kept sync.WaitGroup
-	for _, ch := range children {
-		opsAddr := nextPort(cfg.OpsAddr, ch.opsPort)
-		argv := append([]string{self, ch.name}, args...)
-		kept.Go(func() {
-			keep(ctx, argv, append(os.Environ(), "OPS_ADDR="+opsAddr), c, cfg.Drain, log.With().Str("child", ch.name).Logger())
-		})
-	}
+	kept.Go(func() { run(ctx, child{"scheduler", 0}, socket, func(int) {}) })
+	kept.Go(func() { run(ctx, child{"api", 1}, nil, func(int) {}) })
 	kept.Wait()
+	team.wait()
 	return nil
 }
 
@@ -73,29 +90,30 @@ func nextPort(addr string, n int) string {
 	return net.JoinHostPort(host, strconv.Itoa(p+n))
 }
 
-// keep runs a child until ctx ends, then lets it drain.
-func keep(ctx context.Context, argv, env []string, c *cli, drain time.Duration, log zerolog.Logger) {
+// keep runs a child until ctx ends, then lets it drain. started hears of each process.
+func keep(ctx context.Context, argv, env []string, c *cli, drain time.Duration, started func(pid int), log zerolog.Logger) {
 	delay := restartMin
 	for ctx.Err() == nil {
-		started := time.Now()
+		began := time.Now()
 		p, err := childprocess.Start(childprocess.Config{Argv: argv, Env: env, Output: c.children})
 		if err != nil {
 			log.Error().Err(err).Msg("starting child")
 		} else {
 			log.Info().Int("pid", p.PID()).Msg("child started")
+			started(p.PID())
 			select {
 			case <-p.Exited():
 				log.Error().Int("code", p.ExitCode()).Msg("child ended by itself; it is started again")
 			case <-ctx.Done():
 				patient, cancel := context.WithTimeout(context.Background(), drain+30*time.Second)
 				defer cancel()
-				if err := p.End(patient, drain+20*time.Second, syscall.SIGTERM, syscall.SIGKILL); err != nil {
+				if err := p.End(patient, drain+drainGrace, syscall.SIGTERM, syscall.SIGKILL); err != nil {
 					log.Error().Err(err).Msg("ending child")
 				}
 				return
 			}
 		}
-		if time.Since(started) > restartCalm {
+		if time.Since(began) > restartCalm {
 			delay = restartMin
 		}
 		select {

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/goccy/go-yaml"
+	"github.com/redis/go-redis/v9"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/generic-corp/muster/api/ratelimit"
+	"github.com/generic-corp/muster/worker"
+	"github.com/generic-corp/muster/worker/autoscale"
+)
+
+// What lies in deploy/ is held against the schemas of those who read it, and against the code.
+
+// manifests are the files with their schemas.
+var manifests = map[string]string{
+	"deploy/kubernetes/worker.yaml":       "testdata/schemas/deployment.json",
+	"deploy/kubernetes/scaledobject.yaml": "testdata/schemas/scaledobject.json",
+	"deploy/alerts.yaml":                  "testdata/schemas/alerts.json",
+}
+
+func checkManifest(t *testing.T, raw []byte, schema string) error {
+	t.Helper()
+	asJSON, err := yaml.YAMLToJSON(raw)
+	if err != nil {
+		return err
+	}
+	document, err := jsonschema.UnmarshalJSON(bytes.NewReader(asJSON))
+	if err != nil {
+		return err
+	}
+	compiled, err := jsonschema.NewCompiler().Compile(schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return compiled.Validate(document)
+}
+
+func TestDeployFitsTheSchemas(t *testing.T) {
+	t.Parallel()
+	for file, schema := range manifests {
+		if err := checkManifest(t, []byte(readDoc(t, file)), schema); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+	for _, broken := range []struct{ file, what, from, to string }{
+		{"deploy/kubernetes/worker.yaml", "a misspelt field", "terminationGracePeriodSeconds", "terminationGraceSeconds"},
+		{"deploy/kubernetes/worker.yaml", "a number for a string", `value: "280"`, "value: 280"},
+		{"deploy/kubernetes/scaledobject.yaml", "a string for a number", "minReplicaCount: 1", `minReplicaCount: "1"`},
+		{"deploy/kubernetes/scaledobject.yaml", "a trigger without a type", "- type: prometheus\n      name: runnable", "- name: runnable"},
+		{"deploy/kubernetes/scaledobject.yaml", "no query", "query: sum(max by (queue) (muster_running_tasks))", "description: x"},
+		{"deploy/alerts.yaml", "an alert without words", "annotations: {summary:", "annotations: {words:"},
+	} {
+		raw := readDoc(t, broken.file)
+		if changed := strings.Replace(raw, broken.from, broken.to, 1); changed == raw || checkManifest(t, []byte(changed), manifests[broken.file]) == nil {
+			t.Errorf("%s with %s passes", broken.file, broken.what)
+		}
+	}
+}
+
+// exported is every metric that a process of ours exports.
+func exported(t *testing.T) map[string]bool {
+	t.Helper()
+	reg := names{map[string]bool{}}
+	worker.NewMetrics(reg)
+	newSchedulerMetrics(reg)
+	autoscale.NewMetrics(reg)
+	if _, err := ratelimit.New(ratelimit.Config{Redis: redis.NewClient(&redis.Options{}), Metrics: reg}); err != nil {
+		t.Fatal(err)
+	}
+	reg.MustRegister(&fleetCollector{}, &marginCollector{})
+	return reg.found
+}
+
+func TestDeployNamesMetricsAndSettingsThatExist(t *testing.T) {
+	t.Parallel()
+	metrics := exported(t)
+	for file := range manifests {
+		for _, name := range regexp.MustCompile(`\bmuster_[a-z_]+`).FindAllString(readDoc(t, file), -1) {
+			if !metrics[name] {
+				t.Errorf("%s: there is no metric %s", file, name)
+			}
+		}
+	}
+	known := map[string]string{}
+	for _, v := range variables {
+		known[v.name] = v.fallback
+	}
+	var deployment struct {
+		Metadata struct{ Name string }
+		Spec     struct {
+			Template struct {
+				Spec struct {
+					Grace      int `yaml:"terminationGracePeriodSeconds"`
+					Containers []struct {
+						Args []string
+						Env  []struct{ Name, Value string }
+					}
+				}
+			}
+		}
+	}
+	var scaled struct {
+		Spec struct {
+			ScaleTargetRef struct{ Name string } `yaml:"scaleTargetRef"`
+			Triggers       []struct {
+				Name     string
+				Metadata map[string]string
+			}
+		}
+	}
+	for file, into := range map[string]any{"deploy/kubernetes/worker.yaml": &deployment, "deploy/kubernetes/scaledobject.yaml": &scaled} {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := yaml.Unmarshal(raw, into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pod := deployment.Spec.Template.Spec
+	env := map[string]int{}
+	for _, e := range pod.Containers[0].Env {
+		if _, ok := known[e.Name]; !ok {
+			t.Errorf("there is no setting %s", e.Name)
+		}
+		env[e.Name], _ = strconv.Atoi(e.Value) // a word where there is no number
+	}
+	if need := env["DRAIN_SECONDS"] + int(drainGrace.Seconds()); env["DRAIN_SECONDS"] == 0 || pod.Grace < need {
+		t.Errorf("a pod is killed after %d s, a worker needs %d", pod.Grace, need)
+	}
+	if strings.Join(pod.Containers[0].Args, " ") != "/muster worker" {
+		t.Errorf("the pod runs %v", pod.Containers[0].Args)
+	}
+	if scaled.Spec.ScaleTargetRef.Name != deployment.Metadata.Name {
+		t.Errorf("KEDA scales %q, the workers are %q", scaled.Spec.ScaleTargetRef.Name, deployment.Metadata.Name)
+	}
+	target, _ := strconv.Atoi(known["AUTOSCALE_TARGET"])
+	want := map[string]int{"runnable": target - 1, "running": env["WORKER_CONCURRENCY"], "waiting": env["WORKER_CONCURRENCY"] * 4 / 5}
+	for _, trigger := range scaled.Spec.Triggers {
+		if got := trigger.Metadata["threshold"]; got != strconv.Itoa(want[trigger.Name]) {
+			t.Errorf("trigger %s has threshold %s, want %d", trigger.Name, got, want[trigger.Name])
+		}
+		if trigger.Metadata["ignoreNullValues"] != "false" {
+			t.Errorf("trigger %s takes a lost figure for 0", trigger.Name)
+		}
+	}
+	if len(scaled.Spec.Triggers) != len(want) {
+		t.Errorf("%d triggers, want %d", len(scaled.Spec.Triggers), len(want))
+	}
+}
