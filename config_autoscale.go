@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
+	"regexp"
 	"time"
 
 	"github.com/generic-corp/muster/worker/autoscale"
@@ -46,10 +48,28 @@ var autoscaleVariables = []variable{
 		return nil
 	}},
 	{"FLY_API_TOKEN", "", "a deploy token of the app", true, "starts and stops the app's machines", text(func(c *Config) *Secret { return &c.Autoscale.FlyAPIToken })},
-	{"FLY_APP_NAME", "", "an app's name", false, "whose machines the workers are; Fly sets it", text(func(c *Config) *string { return &c.Autoscale.FlyAppName })},
-	{"FLY_WORKER_GROUP", "worker", "a process group of fly.toml", false, "whose machines run muster worker", text(func(c *Config) *string { return &c.Autoscale.FlyGroup })},
+	{"FLY_APP_NAME", "", "an app's name", false, "whose machines the workers are; Fly sets it", named(func(c *Config) *string { return &c.Autoscale.FlyAppName })},
+	{"FLY_WORKER_GROUP", "worker", "a process group of fly.toml", false, "whose machines run muster worker", named(func(c *Config) *string { return &c.Autoscale.FlyGroup })},
 	{"FLY_API_BASE", "https://api.machines.dev", "an http or https URL", false, "another address of Fly's Machines API", httpURL(func(c *Config) *string { return &c.Autoscale.FlyAPIBase })},
-	{"CREW_SOCKET", "", "a path", false, "where the muster up listens that starts and stops workers for this scheduler; it sets it itself", text(func(c *Config) *string { return &c.Autoscale.CrewSocket })},
+	{"CREW_SOCKET", "", "an absolute path", false, "where the muster up listens that starts and stops workers for this scheduler; it sets it itself", func(c *Config, v string) error {
+		if !filepath.IsAbs(v) {
+			return errWrong
+		}
+		c.Autoscale.CrewSocket = v
+		return nil
+	}},
+}
+
+// named takes what Fly takes for names of apps and process groups.
+func named(field func(*Config) *string) func(*Config, string) error {
+	form := regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)
+	return func(c *Config, v string) error {
+		if !form.MatchString(v) {
+			return errWrong
+		}
+		*field(c) = v
+		return nil
+	}
 }
 
 func duration(field func(*Config) *time.Duration, lowest, highest time.Duration) func(*Config, string) error {

@@ -33,6 +33,7 @@ func canaries() map[string]string {
 		"JWT_SIGNING_KEYS":  "c0ffee00112233445566778899aabbccddeeff0123456789abcdef0123456789, " + base64.StdEncoding.EncodeToString([]byte("canary-of-the-second-signing-key")),
 		"STRIPE_SECRET_KEY": "sk_test_Canary5e11", "STRIPE_WEBHOOK_SECRET": "whsec_CanaryA1b2c3d4e5f6g7h8, whsec_CanaryB1b2c3d4e5f6g7h8",
 		"ANTHROPIC_API_KEY": "sk-ant-Canary9a77", "OPENAI_API_KEY": "sk-Canary0b88openai",
+		"FLY_API_TOKEN": "FlyV1 fm2_Canary6c21machines",
 	}
 	for _, v := range variables {
 		if strings.HasSuffix(v.name, "DATABASE_URL") {

@@ -124,6 +124,25 @@ func (a *flyApp) act(r *http.Request, parts []string, body map[string]any) (int,
 	return http.StatusNotFound, map[string]any{"error": "no such path"}
 }
 
+// fault has the next calls of an action answered so.
+func (a *flyApp) fault(action string, statuses ...int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.faults[action] = statuses
+}
+
+func (a *flyApp) called(action string) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.calls[action]
+}
+
+func (a *flyApp) sent(action string) []map[string]any {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.bodies[action]
+}
+
 // pass lets time pass and machines come to where they were going.
 func (a *flyApp) pass(d time.Duration) {
 	a.mu.Lock()
@@ -179,15 +198,15 @@ func TestFly(t *testing.T) {
 		if err := fly.Start(ctx, 3); err != nil {
 			t.Fatal(err)
 		}
-		if app.calls["POST start"] != 1 || app.calls["POST"] != 2 {
-			t.Errorf("%d started, %d made; want 1 and 2", app.calls["POST start"], app.calls["POST"])
+		if app.called("POST start") != 1 || app.called("POST") != 2 {
+			t.Errorf("%d started, %d made; want 1 and 2", app.called("POST start"), app.called("POST"))
 		}
 		if n := alive(t, fly); n != 4 {
 			t.Errorf("%d are there while they start, want 4", n)
 		}
-		config := app.bodies["POST"][0]["config"].(map[string]any)
-		if config["image"] != "registry.fly.io/muster:1h0m0s" || app.bodies["POST"][0]["region"] != "fra" {
-			t.Errorf("the copy is not of the newest machine: %v", app.bodies["POST"][0])
+		config := app.sent("POST")[0]["config"].(map[string]any)
+		if config["image"] != "registry.fly.io/muster:1h0m0s" || app.sent("POST")[0]["region"] != "fra" {
+			t.Errorf("the copy is not of the newest machine: %v", app.sent("POST")[0])
 		}
 	})
 
@@ -200,17 +219,17 @@ func TestFly(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if body := app.bodies["POST stop"][0]; body["signal"] != "SIGTERM" || body["timeout"] != "300s" {
+		if body := app.sent("POST stop")[0]; body["signal"] != "SIGTERM" || body["timeout"] != "300s" {
 			t.Errorf("told to stop by %v", body)
 		}
 		if n := alive(t, fly); n != 0 {
 			t.Errorf("%d count as there while they drain", n)
 		}
-		if err := fly.Start(ctx, 1); err != nil || app.calls["POST start"] != 0 || app.calls["POST"] != 1 {
+		if err := fly.Start(ctx, 1); err != nil || app.called("POST start") != 0 || app.called("POST") != 1 {
 			t.Errorf("a draining machine was started: %v", err)
 		}
 		app.pass(time.Minute)
-		if err := fly.Start(ctx, 1); err != nil || app.calls["POST start"] != 1 {
+		if err := fly.Start(ctx, 1); err != nil || app.called("POST start") != 1 {
 			t.Errorf("the stopped machine was not started: %v", err)
 		}
 	})
@@ -221,12 +240,12 @@ func TestFly(t *testing.T) {
 		app.add("worker", "started", time.Hour)
 		app.add("worker", "stopped", time.Hour)
 		other := app.add("worker", "stopped", time.Hour)
-		app.faults["POST start"] = []int{http.StatusNotFound} // of the first, between list and start
+		app.fault("POST start", http.StatusNotFound) // of the first, between list and start
 		if err := fly.Start(ctx, 1); err != nil {
 			t.Fatal(err)
 		}
-		if app.calls["POST start"] != 2 || app.calls["POST"] != 0 {
-			t.Errorf("the other stopped machine was not tried: %v", app.calls)
+		if app.called("POST start") != 2 || app.called("POST") != 0 {
+			t.Errorf("the other stopped machine was not tried: %d starts", app.called("POST start"))
 		}
 		app.vanish(other)
 		if err := fly.Stop(ctx, other); err != nil {
@@ -239,11 +258,11 @@ func TestFly(t *testing.T) {
 		for _, status := range []int{http.StatusTooManyRequests, http.StatusInternalServerError, -1} {
 			app, fly := newFlyApp(t)
 			app.add("worker", "started", time.Hour)
-			app.faults["GET"] = []int{status}
+			app.fault("GET", status)
 			if _, err := fly.Workers(ctx); err == nil || strings.Contains(err.Error(), flyToken) {
 				t.Errorf("list with fault %d: %v", status, err)
 			}
-			app.faults["POST"] = []int{0, status}
+			app.fault("POST", 0, status)
 			if err := fly.Start(ctx, 3); err == nil || strings.Contains(err.Error(), flyToken) {
 				t.Errorf("start with fault %d: %v", status, err)
 			}
@@ -269,8 +288,8 @@ func TestFly(t *testing.T) {
 			t.Errorf("a start that is stuck counts: %d", n)
 		}
 		app.add("worker", "created", 3*time.Minute) // was never launched
-		if err := fly.Start(ctx, 1); err != nil || app.calls["POST start"] != 1 {
-			t.Errorf("it was not started: %v %v", err, app.calls)
+		if err := fly.Start(ctx, 1); err != nil || app.called("POST start") != 1 {
+			t.Errorf("it was not started: %v, %d starts", err, app.called("POST start"))
 		}
 	})
 

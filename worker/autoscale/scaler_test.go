@@ -94,7 +94,7 @@ func TestScaler(t *testing.T) {
 		t.Parallel()
 		app, fly := newFlyApp(t)
 		app.add("worker", "stopped", time.Hour)
-		app.faults["POST start"] = []int{http.StatusTooManyRequests}
+		app.fault("POST start", http.StatusTooManyRequests)
 		load := func(context.Context) (Load, error) {
 			return Load{Figures: Figures{At: app.now, Runnable: 5, Slots: 20}}, nil
 		}
@@ -106,8 +106,8 @@ func TestScaler(t *testing.T) {
 		app.pass(stepEvery)
 		s.Step(context.Background())
 		app.pass(stepEvery)
-		if d := s.Step(context.Background()); d.Have != 1 || d.Reason != Enough || app.calls["POST start"] != 2 {
-			t.Errorf("%+v after %v", d, app.calls)
+		if d := s.Step(context.Background()); d.Have != 1 || d.Reason != Enough || app.called("POST start") != 2 {
+			t.Errorf("%+v after %d starts", d, app.called("POST start"))
 		}
 	})
 }
