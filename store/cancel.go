@@ -107,7 +107,7 @@ func (w *Work) cancel(ctx context.Context, l *load, condition string, args ...an
 	}
 	l.Waiting -= int(n)
 	if l.Turn != nil {
-		best, err := peek(ctx, w.tx, []*load{l}, 1)
+		best, err := look(ctx, w.tx, []*load{l}, 1)
 		if err != nil {
 			return 0, 0, err
 		}

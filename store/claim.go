@@ -58,14 +58,10 @@ type ClaimedTask struct {
 // load row; it is settle with claims. Load rows are locked; finishes of the same transaction are done.
 func claimAll(ctx context.Context, tx *sqlx.Tx, loads []*load, claims []*Claim) (map[uuid.UUID]*Claimed, []Turn, error) {
 	results := make(map[uuid.UUID]*Claimed, len(claims))
-	byID := make(map[uuid.UUID]*load, len(loads))
-	for _, l := range loads {
-		byID[l.Workspace] = l
-	}
-	if err := deriveRunning(ctx, tx, loads); err != nil {
-		return nil, nil, err
-	}
+	byID := loadsByID(loads)
 	var current []*Claim
+	wanted := make(map[uuid.UUID]int, len(claims)) // tasks, per workspace
+	most := 0
 	for _, c := range claims {
 		l := byID[c.Workspace]
 		goesOn := c.Turn == uuid.Nil
@@ -78,31 +74,30 @@ func claimAll(ctx context.Context, tx *sqlx.Tx, loads []*load, claims []*Claim) 
 			l.withdraw() // the turn is used, whatever it finds
 		}
 		current = append(current, c)
-	}
-	wanted := make(map[uuid.UUID]int, len(current)) // tasks, per workspace
-	most := 0
-	for _, c := range current {
 		wanted[c.Workspace] += 1 + len(c.More)
 		most = max(most, wanted[c.Workspace])
 	}
-	var open []*load
-	for _, l := range loads {
-		if (l.Turn == nil || wanted[l.Workspace] > 0) && l.hasRoom() {
-			open = append(open, l)
-		}
+	best, err := look(ctx, tx, loads, most+1) // one more than can run, to know whether to stand in line again
+	if err != nil {
+		return nil, nil, err
 	}
+	admitted := admit(byID, best, current)
 	var turns []Turn
-	if len(open) > 0 {
-		best, err := peek(ctx, tx, open, most+1) // one more than can run, to know whether to stand in line again
-		if err != nil {
-			return nil, nil, err
-		}
-		if err := admit(ctx, tx, byID, best, current, results); err != nil {
-			return nil, nil, err
-		}
-		for _, l := range open {
-			turns = append(turns, l.issueFor(best[l.Workspace])...)
-		}
+	for _, l := range loads {
+		turns = append(turns, l.issueFor(best[l.Workspace])...)
+	}
+	dead, err := lease(ctx, tx, loads, admitted, results)
+	if err != nil || len(dead) == 0 {
+		return results, turns, err
+	}
+	for i := len(dead) - 1; i >= 0; i-- { // what the dead were not given goes back, for those who live
+		a := dead[i]
+		results[a.claim.Lease].Outcome = ClaimDead
+		a.count(-1)
+		best[a.claim.Workspace] = append([]runnable{a.task}, best[a.claim.Workspace]...)
+	}
+	for _, l := range loads {
+		turns = append(turns, l.issueFor(best[l.Workspace])...)
 	}
 	return results, turns, saveLoads(ctx, tx, loads)
 }
@@ -116,43 +111,19 @@ type admission struct {
 	ms    int // reserved
 }
 
-// admit leases the best tasks of each claim's workspace and takes them off best. A worker that has been declared dead
-// gets nothing.
-func admit(ctx context.Context, tx *sqlx.Tx, loads map[uuid.UUID]*load, best map[uuid.UUID][]runnable, claims []*Claim, results map[uuid.UUID]*Claimed) error {
-	var admitted []admission
+// admit takes the best tasks of each claim's workspace off best.
+func admit(loads map[uuid.UUID]*load, best map[uuid.UUID][]runnable, claims []*Claim) (admitted []admission) {
 	for _, c := range claims {
-		for _, lease := range append([]uuid.UUID{c.Lease}, c.More...) {
+		for _, id := range append([]uuid.UUID{c.Lease}, c.More...) {
 			a, ok := loads[c.Workspace].next(best)
 			if !ok {
 				break
 			}
-			a.claim, a.lease = c, lease
+			a.claim, a.lease = c, id
 			admitted = append(admitted, a)
 		}
 	}
-	if len(admitted) == 0 {
-		return nil
-	}
-	won, err := insertLeases(ctx, tx, admitted)
-	if err != nil {
-		return err
-	}
-	for i := len(admitted) - 1; i >= 0; i-- {
-		a := admitted[i]
-		r := results[a.claim.Lease]
-		t, ok := won[a.lease]
-		switch {
-		case !ok:
-			r.Outcome = ClaimDead
-			a.count(-1)
-			best[a.claim.Workspace] = append([]runnable{a.task}, best[a.claim.Workspace]...)
-		case a.lease == a.claim.Lease:
-			r.Outcome, r.Task = ClaimWon, t
-		default:
-			r.More = append(r.More, t)
-		}
-	}
-	return nil
+	return admitted
 }
 
 // next admits the best task of the workspace, if it has one, room, quota and budget. The last task is left to a turn that is out.
@@ -177,8 +148,12 @@ func (a admission) count(n int) {
 	a.load.Waiting -= n
 }
 
-// insertLeases returns what was won by lease.
-func insertLeases(ctx context.Context, tx *sqlx.Tx, admitted []admission) (map[uuid.UUID]ClaimedTask, error) {
+// lease inserts the leases, saves the load rows in the same statement, and fills in what was won. A worker that has been
+// declared dead gets nothing: its admissions come back.
+func lease(ctx context.Context, tx *sqlx.Tx, loads []*load, admitted []admission, results map[uuid.UUID]*Claimed) (dead []admission, err error) {
+	if len(admitted) == 0 {
+		return nil, saveLoads(ctx, tx, loads)
+	}
 	n := len(admitted)
 	workspaces, tasks, leases, workers := make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n)
 	attempts, reserved := make([]int64, n), make([]int64, n)
@@ -186,15 +161,9 @@ func insertLeases(ctx context.Context, tx *sqlx.Tx, admitted []admission) (map[u
 		workspaces[i], tasks[i], leases[i], workers[i] = a.load.Workspace, a.task.Task, a.lease, a.claim.Worker
 		attempts[i], reserved[i] = int64(a.task.Attempt+1), int64(a.ms)
 	}
+	args := append([]any{pq.Array(workspaces), pq.Array(tasks), pq.Array(leases), pq.Array(workers), pq.Array(attempts), pq.Array(reserved)}, loadsArgs(loads)...)
 	var rows []ClaimedTask
-	err := tx.SelectContext(ctx, &rows, `WITH l AS (
-			INSERT INTO leases (workspace_id, task_id, id, worker_id, attempt, reserved_ms)
-			SELECT v.* FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::int[])
-				AS v (workspace_id, task_id, id, worker_id, attempt, reserved_ms)
-			WHERE EXISTS (SELECT 1 FROM workers w WHERE w.id = v.worker_id AND w.dead_at IS NULL)
-			RETURNING workspace_id, task_id, id, attempt, reserved_ms)
-		SELECT `+claimedColumns+` FROM l JOIN tasks t ON t.workspace_id = l.workspace_id AND t.id = l.task_id`,
-		pq.Array(workspaces), pq.Array(tasks), pq.Array(leases), pq.Array(workers), pq.Array(attempts), pq.Array(reserved))
+	err = tx.SelectContext(ctx, &rows, leasingTasks, args...)
 	if err != nil {
 		return nil, fmt.Errorf("insert leases: %w", err)
 	}
@@ -202,8 +171,29 @@ func insertLeases(ctx context.Context, tx *sqlx.Tx, admitted []admission) (map[u
 	for _, t := range rows {
 		won[t.Lease] = t
 	}
-	return won, nil
+	for _, a := range admitted {
+		r := results[a.claim.Lease]
+		t, ok := won[a.lease]
+		switch {
+		case !ok:
+			dead = append(dead, a)
+		case a.lease == a.claim.Lease:
+			r.Outcome, r.Task = ClaimWon, t
+		default:
+			r.More = append(r.More, t)
+		}
+	}
+	return dead, nil
 }
+
+var leasingTasks = `WITH l AS (
+		INSERT INTO leases (workspace_id, task_id, id, worker_id, attempt, reserved_ms)
+		SELECT v.* FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::int[])
+			AS v (workspace_id, task_id, id, worker_id, attempt, reserved_ms)
+		WHERE EXISTS (SELECT 1 FROM workers w WHERE w.id = v.worker_id AND w.dead_at IS NULL)
+		RETURNING workspace_id, task_id, id, attempt, reserved_ms),
+	saved AS (` + savingLoads(6) + `)
+	SELECT ` + claimedColumns + ` FROM l JOIN tasks t ON t.workspace_id = l.workspace_id AND t.id = l.task_id`
 
 // claimedColumns select a ClaimedTask from a lease l and its task t.
 const claimedColumns = `t.workspace_id, t.id, l.id AS lease, l.attempt, t.crashes, t.agent, t.model, t.prompt, t.input, t.timeout_ms, l.reserved_ms,

@@ -207,13 +207,7 @@ func finishAll(ctx context.Context, tx *sqlx.Tx, n *notes, loads map[uuid.UUID]*
 			r.Notice = crossed(before, l.agentTime())
 		}
 	}
-	if err := updateTasks(ctx, tx, byLease, ended, moves); err != nil {
-		return nil, err
-	}
-	if err := insertAttempts(ctx, tx, byLease, ended); err != nil {
-		return nil, err
-	}
-	if err := insertMetering(ctx, tx, loads, byLease, ended, moves); err != nil {
+	if err := book(ctx, tx, loads, byLease, ended, moves); err != nil {
 		return nil, err
 	}
 	for _, h := range ended {
@@ -254,73 +248,64 @@ func recognise(ctx context.Context, tx *sqlx.Tx, results map[uuid.UUID]*Finished
 	return nil
 }
 
-func updateTasks(ctx context.Context, tx *sqlx.Tx, byLease map[uuid.UUID]*Finish, ended []held, moves []move) error {
+// book writes tasks, attempts and metering rows of the attempts that have ended, in one statement: it is part of every
+// finish.
+func book(ctx context.Context, tx *sqlx.Tx, loads map[uuid.UUID]*load, byLease map[uuid.UUID]*Finish, ended []held, moves []move) error {
 	n := len(ended)
-	workspaces, ids := make([]uuid.UUID, n), make([]uuid.UUID, n)
-	statuses, attempts, crashes, delays := make([]string, n), make([]int64, n), make([]int64, n), make([]int64, n)
-	started, results, errs := make([]string, n), make([]*string, n), make([]*string, n)
-	agentMS, calls, in, out, cost := make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n)
-	needs := make([]int64, n)
+	if n == 0 {
+		return nil
+	}
+	workspaces, ids, leases, workers := make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n)
+	statuses, spent, crashes, delays := make([]string, n), make([]int64, n), make([]int64, n), make([]int64, n)
+	started, results, taskErrs, needs := make([]string, n), make([]*string, n), make([]*string, n), make([]int64, n)
+	attempts, outcomes, billable, errs := make([]int64, n), make([]string, n), make([]bool, n), make([]*string, n)
+	agentMS, calls, cost := make([]int64, n), make([]int64, n), make([]int64, n)
+	in, out, read, write := make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n)
 	for i, h := range ended {
 		f, m := byLease[h.Lease], moves[i]
-		workspaces[i], ids[i] = h.Workspace, h.Task
-		statuses[i], attempts[i], crashes[i], delays[i] = m.status, int64(m.attempt), int64(m.crashes), m.delay.Milliseconds()
-		needs[i] = m.needs
-		started[i] = h.ClaimedAt.UTC().Format(time.RFC3339Nano)
+		workspaces[i], ids[i], leases[i], workers[i] = h.Workspace, h.Task, h.Lease, h.Worker
+		statuses[i], spent[i], crashes[i], delays[i] = m.status, int64(m.attempt), int64(m.crashes), m.delay.Milliseconds()
+		started[i], taskErrs[i], needs[i] = h.ClaimedAt.UTC().Format(time.RFC3339Nano), m.err.json(), m.needs
 		if m.status == StatusSucceeded && len(f.Result) > 0 {
 			s := string(f.Result)
 			results[i] = &s
 		}
-		errs[i] = m.err.json()
-		u := f.Usage
-		agentMS[i], calls[i], cost[i] = u.AgentMS, u.ProviderCalls, u.CostMicroUSD
-		in[i], out[i] = u.InputTokens, u.OutputTokens
-	}
-	_, err := tx.ExecContext(ctx, `UPDATE tasks t SET status = v.status, attempt = v.attempt, crashes = v.crashes,
-			run_at = CASE WHEN v.status = 'scheduled' THEN now() + v.delay_ms * interval '1 millisecond' ELSE t.run_at END,
-			started_at = coalesce(t.started_at, v.started_at),
-			finished_at = CASE WHEN v.status IN ('succeeded', 'failed', 'canceled') THEN now() END,
-			result = v.result, error = v.error, agent_ms = t.agent_ms + v.agent_ms, provider_calls = t.provider_calls + v.calls,
-			input_tokens = t.input_tokens + v.input, output_tokens = t.output_tokens + v.output, cost_microusd = t.cost_microusd + v.cost,
-			needs_microusd = v.needs
-		FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::int[], $5::int[], $6::bigint[], $7::timestamptz[], $8::jsonb[], $9::jsonb[],
-			$10::bigint[], $11::int[], $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[])
-			AS v (workspace_id, id, status, attempt, crashes, delay_ms, started_at, result, error, agent_ms, calls, input, output, cost, needs)
-		WHERE t.workspace_id = v.workspace_id AND t.id = v.id`,
-		pq.Array(workspaces), pq.Array(ids), pq.Array(statuses), pq.Array(attempts), pq.Array(crashes), pq.Array(delays),
-		pq.Array(started), pq.Array(results), pq.Array(errs), pq.Array(agentMS), pq.Array(calls), pq.Array(in), pq.Array(out), pq.Array(cost), pq.Array(needs))
-	if err != nil {
-		return fmt.Errorf("update finished tasks: %w", err)
-	}
-	return nil
-}
-
-func insertAttempts(ctx context.Context, tx *sqlx.Tx, byLease map[uuid.UUID]*Finish, ended []held) error {
-	n := len(ended)
-	workspaces, ids, tasks, workers := make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n)
-	attempts, outcomes, billable, errs := make([]int64, n), make([]string, n), make([]bool, n), make([]*string, n)
-	started, agentMS, calls, cost := make([]string, n), make([]int64, n), make([]int64, n), make([]int64, n)
-	in, out, read, write := make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n)
-	for i, h := range ended {
-		f := byLease[h.Lease]
-		workspaces[i], ids[i], tasks[i], workers[i] = h.Workspace, h.Lease, h.Task, h.Worker
 		attempts[i], outcomes[i], billable[i], errs[i] = int64(h.Attempt), string(f.Outcome), f.billable(), f.Error.json()
-		started[i] = h.ClaimedAt.UTC().Format(time.RFC3339Nano)
 		u := f.Usage
 		agentMS[i], calls[i], cost[i] = u.AgentMS, u.ProviderCalls, u.CostMicroUSD
 		in[i], out[i], read[i], write[i] = u.InputTokens, u.OutputTokens, u.CacheReadTokens, u.CacheWriteTokens
 	}
-	_, err := tx.ExecContext(ctx, `INSERT INTO attempts (workspace_id, id, task_id, worker_id, attempt, outcome, billable, error, started_at,
-			agent_ms, provider_calls, cost_microusd, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens)
-		SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::text[], $7::bool[], $8::jsonb[], $9::timestamptz[],
-			$10::bigint[], $11::int[], $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], $16::bigint[])`,
-		pq.Array(workspaces), pq.Array(ids), pq.Array(tasks), pq.Array(workers), pq.Array(attempts), pq.Array(outcomes), pq.Array(billable),
-		pq.Array(errs), pq.Array(started), pq.Array(agentMS), pq.Array(calls), pq.Array(cost), pq.Array(in), pq.Array(out), pq.Array(read), pq.Array(write))
-	if err != nil {
-		return fmt.Errorf("insert attempts: %w", err)
+	args := append([]any{pq.Array(workspaces), pq.Array(ids), pq.Array(leases), pq.Array(workers), pq.Array(statuses), pq.Array(spent), pq.Array(crashes),
+		pq.Array(delays), pq.Array(started), pq.Array(results), pq.Array(taskErrs), pq.Array(needs), pq.Array(attempts), pq.Array(outcomes),
+		pq.Array(billable), pq.Array(errs), pq.Array(agentMS), pq.Array(calls), pq.Array(cost), pq.Array(in), pq.Array(out), pq.Array(read), pq.Array(write)},
+		meteringArgs(loads, byLease, ended, moves)...)
+	if _, err := tx.ExecContext(ctx, bookingFinishes, args...); err != nil {
+		return fmt.Errorf("book finished attempts: %w", err)
 	}
 	return nil
 }
+
+var bookingFinishes = `WITH v AS MATERIALIZED (
+		SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::int[], $7::int[], $8::bigint[], $9::timestamptz[],
+			$10::jsonb[], $11::jsonb[], $12::bigint[], $13::int[], $14::text[], $15::bool[], $16::jsonb[], $17::bigint[], $18::int[], $19::bigint[],
+			$20::bigint[], $21::bigint[], $22::bigint[], $23::bigint[])
+			AS v (workspace_id, task_id, lease_id, worker_id, status, spent, crashes, delay_ms, started_at, result, task_error, needs, attempt,
+				outcome, billable, error, agent_ms, calls, cost, input, output, cache_read, cache_write)),
+	task AS (
+		UPDATE tasks t SET status = v.status, attempt = v.spent, crashes = v.crashes,
+			run_at = CASE WHEN v.status = 'scheduled' THEN now() + v.delay_ms * interval '1 millisecond' ELSE t.run_at END,
+			started_at = coalesce(t.started_at, v.started_at),
+			finished_at = CASE WHEN v.status IN ('succeeded', 'failed', 'canceled') THEN now() END,
+			result = v.result, error = v.task_error, agent_ms = t.agent_ms + v.agent_ms, provider_calls = t.provider_calls + v.calls,
+			input_tokens = t.input_tokens + v.input, output_tokens = t.output_tokens + v.output, cost_microusd = t.cost_microusd + v.cost,
+			needs_microusd = v.needs
+		FROM v WHERE t.workspace_id = v.workspace_id AND t.id = v.task_id),
+	attempted AS (
+		INSERT INTO attempts (workspace_id, id, task_id, worker_id, attempt, outcome, billable, error, started_at,
+			agent_ms, provider_calls, cost_microusd, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens)
+		SELECT workspace_id, lease_id, task_id, worker_id, attempt, outcome, billable, error, started_at,
+			agent_ms, calls, cost, input, output, cache_read, cache_write FROM v)
+	` + meteringRows(23)
 
 // json renders e for a jsonb parameter, nil for none.
 func (e *TaskError) json() *string {

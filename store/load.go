@@ -131,81 +131,70 @@ func (l *load) issue() Turn {
 // withdraw takes the workspace out of line; the message that is out becomes stale.
 func (l *load) withdraw() { l.Turn, l.TurnAt = nil, nil }
 
-// deriveRunning reads from leases what runs and what it reserves.
-func deriveRunning(ctx context.Context, tx *sqlx.Tx, loads []*load) error {
-	var rows []struct {
-		Workspace uuid.UUID `db:"workspace_id"`
-		Running   int       `db:"running"`
-		Reserved  int64     `db:"reserved"`
-	}
-	err := tx.SelectContext(ctx, &rows, `SELECT workspace_id, count(*) AS running, sum(reserved_ms) AS reserved
-		FROM leases WHERE workspace_id = ANY($1) GROUP BY workspace_id`, pq.Array(workspacesOf(loads)))
-	if err != nil {
-		return fmt.Errorf("derive running: %w", err)
-	}
-	byID := make(map[uuid.UUID]int, len(rows))
-	for i, r := range rows {
-		byID[r.Workspace] = i
-	}
-	for _, l := range loads {
-		l.running, l.reserved = 0, 0
-		if i, ok := byID[l.Workspace]; ok {
-			l.running, l.reserved = rows[i].Running, rows[i].Reserved
-		}
-	}
-	return nil
-}
-
 // runnable is a task at the head of its workspace's line.
 type runnable struct {
 	Workspace uuid.UUID `db:"workspace_id"`
 	Task      uuid.UUID `db:"id"`
 	TimeoutMS int       `db:"timeout_ms"`
 	Attempt   int       `db:"attempt"`        // attempts spent
-	Needs     int64     `db:"needs_microusd"` // of the provider budget; 0 unless a call was refused before
+	Needs     int64     `db:"needs_microusd"` // of the provider budget, micro-dollars; 0 unless a call was refused before
 }
 
-// peek reads the best n tasks that each workspace could run now, best first (index tasks_line, in order), and what is
-// reserved of the provider budgets that they have been waiting for.
-func peek(ctx context.Context, tx *sqlx.Tx, loads []*load, n int) (map[uuid.UUID][]runnable, error) {
-	var rows []runnable
-	err := tx.SelectContext(ctx, &rows, `SELECT w.id AS workspace_id, t.id, t.timeout_ms, t.attempt, t.needs_microusd FROM unnest($1::uuid[]) w (id)
+// look derives from leases what runs in each workspace and what it reserves, and returns the best n tasks that it could
+// run now, best first (index tasks_line, in order), with what is reserved of the provider budget where one of them has
+// been waiting for it. One statement: it is part of every claim and finish.
+func look(ctx context.Context, tx *sqlx.Tx, loads []*load, n int) (map[uuid.UUID][]runnable, error) {
+	var rows []struct {
+		Workspace uuid.UUID     `db:"workspace_id"`
+		Running   int           `db:"running"`
+		Reserved  int64         `db:"reserved"`
+		Task      uuid.NullUUID `db:"id"` // null: nothing to run
+		TimeoutMS *int          `db:"timeout_ms"`
+		Attempt   *int          `db:"attempt"`
+		Needs     *int64        `db:"needs_microusd"`
+	}
+	err := tx.SelectContext(ctx, &rows, `SELECT w.id AS workspace_id, r.running, r.reserved, t.id, t.timeout_ms, t.attempt, t.needs_microusd
+		FROM unnest($1::uuid[]) w (id)
 		CROSS JOIN LATERAL (
+			SELECT count(*) AS running, coalesce(sum(reserved_ms), 0)::bigint AS reserved FROM leases WHERE workspace_id = w.id) r
+		LEFT JOIN LATERAL (
 			SELECT t.id, t.timeout_ms, t.attempt, t.priority, t.needs_microusd FROM tasks t WHERE t.workspace_id = w.id AND t.status = 'queued'
 				AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = t.workspace_id AND l.task_id = t.id)
-			ORDER BY t.priority DESC, t.id LIMIT $2) t
+			ORDER BY t.priority DESC, t.id LIMIT $2) t ON true
 		ORDER BY w.id, t.priority DESC, t.id`, pq.Array(workspacesOf(loads)), n)
 	if err != nil {
 		return nil, fmt.Errorf("look for runnable work: %w", err)
 	}
+	byID := loadsByID(loads)
 	best := make(map[uuid.UUID][]runnable, len(loads))
 	for _, r := range rows {
-		best[r.Workspace] = append(best[r.Workspace], r)
+		l := byID[r.Workspace]
+		l.running, l.reserved = r.Running, r.Reserved
+		if r.Task.Valid {
+			best[r.Workspace] = append(best[r.Workspace], runnable{Workspace: r.Workspace, Task: r.Task.UUID, TimeoutMS: *r.TimeoutMS, Attempt: *r.Attempt, Needs: *r.Needs})
+		}
 	}
 	return best, deriveOpen(ctx, tx, loads, best)
+}
+
+func loadsByID(loads []*load) map[uuid.UUID]*load {
+	byID := make(map[uuid.UUID]*load, len(loads))
+	for _, l := range loads {
+		byID[l.Workspace] = l
+	}
+	return byID
 }
 
 // settle ends every change of what could run: it issues a turn for each workspace that has none, has room, quota, budget
 // and a task to run, and writes the load rows. The turns it returns go to Redis after the commit.
 func settle(ctx context.Context, tx *sqlx.Tx, loads ...*load) ([]Turn, error) {
-	if err := deriveRunning(ctx, tx, loads); err != nil {
+	best, err := look(ctx, tx, loads, 1)
+	if err != nil {
 		return nil, err
 	}
-	var candidates []*load
-	for _, l := range loads {
-		if l.Turn == nil && l.hasRoom() {
-			candidates = append(candidates, l)
-		}
-	}
 	var turns []Turn
-	if len(candidates) > 0 {
-		best, err := peek(ctx, tx, candidates, 1)
-		if err != nil {
-			return nil, err
-		}
-		for _, l := range candidates {
-			turns = append(turns, l.issueFor(best[l.Workspace])...)
-		}
+	for _, l := range loads {
+		turns = append(turns, l.issueFor(best[l.Workspace])...)
 	}
 	return turns, saveLoads(ctx, tx, loads)
 }
@@ -220,6 +209,27 @@ func (l *load) issueFor(best []runnable) []Turn {
 
 // saveLoads writes what the line changes in load rows. Limits are written by their own statements (workspaces.go).
 func saveLoads(ctx context.Context, tx *sqlx.Tx, loads []*load) error {
+	if _, err := tx.ExecContext(ctx, savingLoads(0), loadsArgs(loads)...); err != nil {
+		return fmt.Errorf("save load rows: %w", err)
+	}
+	return nil
+}
+
+// savingLoads is the statement that saves load rows, with its parameters behind the first so many.
+func savingLoads(after int) string {
+	p := make([]any, 8)
+	for i := range p {
+		p[i] = after + i + 1
+	}
+	return fmt.Sprintf(`UPDATE workspace_load w
+		SET waiting = v.waiting, turn = v.turn, turn_at = v.turn_at, period = v.period, used_ms = v.used_ms,
+			overage_used_ms = v.overage_used_ms, provider_used_microusd = v.provider_used_microusd
+		FROM unnest($%d::uuid[], $%d::int[], $%d::uuid[], $%d::timestamptz[], $%d::date[], $%d::bigint[], $%d::bigint[], $%d::bigint[])
+			AS v (id, waiting, turn, turn_at, period, used_ms, overage_used_ms, provider_used_microusd)
+		WHERE w.workspace_id = v.id`, p...)
+}
+
+func loadsArgs(loads []*load) []any {
 	ids, waiting := workspacesOf(loads), make([]int64, len(loads))
 	turns, turnsAt := make([]*string, len(loads)), make([]*string, len(loads))
 	periods, used := make([]string, len(loads)), make([]int64, len(loads))
@@ -232,17 +242,7 @@ func saveLoads(ctx context.Context, tx *sqlx.Tx, loads []*load) error {
 			turns[i], turnsAt[i] = &turn, &at
 		}
 	}
-	_, err := tx.ExecContext(ctx, `UPDATE workspace_load w
-		SET waiting = v.waiting, turn = v.turn, turn_at = v.turn_at, period = v.period, used_ms = v.used_ms,
-			overage_used_ms = v.overage_used_ms, provider_used_microusd = v.provider_used_microusd
-		FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::timestamptz[], $5::date[], $6::bigint[], $7::bigint[], $8::bigint[])
-			AS v (id, waiting, turn, turn_at, period, used_ms, overage_used_ms, provider_used_microusd)
-		WHERE w.workspace_id = v.id`,
-		pq.Array(ids), pq.Array(waiting), pq.Array(turns), pq.Array(turnsAt), pq.Array(periods), pq.Array(used), pq.Array(overage), pq.Array(spent))
-	if err != nil {
-		return fmt.Errorf("save load rows: %w", err)
-	}
-	return nil
+	return []any{pq.Array(ids), pq.Array(waiting), pq.Array(turns), pq.Array(turnsAt), pq.Array(periods), pq.Array(used), pq.Array(overage), pq.Array(spent)}
 }
 
 func workspacesOf(loads []*load) []uuid.UUID {

@@ -1,12 +1,10 @@
 package store
 
 import (
-	"context"
 	"fmt"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
 )
 
@@ -23,12 +21,23 @@ const (
 	MeterProviderCost     = "provider_cost_microusd"
 )
 
-// insertMetering writes one row per attempt and meter, in the transaction that ends the attempt: agent_ms always, the
-// others when they are not zero. The primary key makes a second booking of the same attempt impossible. Day and
-// period come from the database's clock here, so a task that runs over midnight counts whole where it finished. A
-// transaction that began before the month turned may get the load row after one that turned its period: its rows count
-// in the period that its time is used from.
-func insertMetering(ctx context.Context, tx *sqlx.Tx, loads map[uuid.UUID]*load, byLease map[uuid.UUID]*Finish, ended []held, moves []move) error {
+// meteringRows is the statement that writes one row per attempt and meter, in the transaction that ends the attempt:
+// agent_ms always, the others when they are not zero; its parameters stand behind the first so many. The primary key
+// makes a second booking of the same attempt impossible. Day and period come from the database's clock here, so a task
+// that runs over midnight counts whole where it finished. A transaction that began before the month turned may get the
+// load row after one that turned its period: its rows count in the period that its time is used from.
+func meteringRows(after int) string {
+	p := make([]any, 10)
+	for i := range p {
+		p[i] = after + i + 1
+	}
+	return fmt.Sprintf(`INSERT INTO metering_rows (workspace_id, attempt_id, task_id, meter, quantity, billable, agent, model, api_key_id, day)
+		SELECT v.workspace_id, v.attempt_id, v.task_id, v.meter, v.quantity, v.billable, v.agent, v.model, v.api_key_id, greatest(`+currentDay+`, v.period)
+		FROM unnest($%d::uuid[], $%d::uuid[], $%d::uuid[], $%d::text[], $%d::bigint[], $%d::bool[], $%d::text[], $%d::text[], $%d::uuid[], $%d::date[])
+			AS v (workspace_id, attempt_id, task_id, meter, quantity, billable, agent, model, api_key_id, period)`, p...)
+}
+
+func meteringArgs(loads map[uuid.UUID]*load, byLease map[uuid.UUID]*Finish, ended []held, moves []move) []any {
 	var workspaces, attempts, tasks []uuid.UUID
 	var meters, agents, models, periods []string
 	var quantities []int64
@@ -62,14 +71,6 @@ func insertMetering(ctx context.Context, tx *sqlx.Tx, loads map[uuid.UUID]*load,
 			periods = append(periods, loads[h.Workspace].Period.Format(time.DateOnly))
 		}
 	}
-	_, err := tx.ExecContext(ctx, `INSERT INTO metering_rows (workspace_id, attempt_id, task_id, meter, quantity, billable, agent, model, api_key_id, day)
-		SELECT v.workspace_id, v.attempt_id, v.task_id, v.meter, v.quantity, v.billable, v.agent, v.model, v.api_key_id, greatest(`+currentDay+`, v.period)
-		FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::bool[], $7::text[], $8::text[], $9::uuid[], $10::date[])
-			AS v (workspace_id, attempt_id, task_id, meter, quantity, billable, agent, model, api_key_id, period)`,
-		pq.Array(workspaces), pq.Array(attempts), pq.Array(tasks), pq.Array(meters), pq.Array(quantities), pq.Array(billable),
-		pq.Array(agents), pq.Array(models), pq.Array(keys), pq.Array(periods))
-	if err != nil {
-		return fmt.Errorf("insert metering rows: %w", err)
-	}
-	return nil
+	return []any{pq.Array(workspaces), pq.Array(attempts), pq.Array(tasks), pq.Array(meters), pq.Array(quantities), pq.Array(billable),
+		pq.Array(agents), pq.Array(models), pq.Array(keys), pq.Array(periods)}
 }
