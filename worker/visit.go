@@ -18,11 +18,12 @@ import (
 //
 //   - Nobody stands in the lane's queues: the claim takes a task for each slot that is free anyway, and a slot goes on
 //     with the workspace's next task in the transaction that finishes the last one.
-//   - Others stand in line: a slot goes on for sliceTime at most, so that very short tasks don't each cost a round
-//     through Redis; not when a newcomer has come to the queue a moment ago, so that nobody starts more than two tasks
-//     before a newcomer's first.
+//   - Others stand in line: behind a task shorter than shortTask a slot goes on for sliceTime at most, so that very short
+//     tasks don't each cost a round through Redis; not when a newcomer has come to the queue a moment ago, so that nobody
+//     starts more than two tasks before a newcomer's first.
 const (
-	sliceTime  = 10 * time.Millisecond
+	shortTask  = 10 * time.Millisecond
+	sliceTime  = 50 * time.Millisecond
 	visitLimit = time.Minute // then the slot is given back in any case: Asynq shows for how long a message has been active
 )
 
@@ -100,7 +101,7 @@ func (w *Worker) work(v visit, a *attempt, task store.ClaimedTask) {
 		w.mu.Unlock()
 		f := w.run(a.ctx, task)
 		var coming map[uuid.UUID]*attempt
-		if w.goesOn(v) {
+		if w.goesOn(v, time.Duration(f.Usage.AgentMS)*time.Millisecond) {
 			c := &store.Claim{Workspace: task.Workspace, Lease: uuid.New(), Worker: *w.id.Load()}
 			coming = w.expect(c.Lease)
 			if !w.leaving() {
@@ -117,10 +118,11 @@ func (w *Worker) work(v visit, a *attempt, task store.ClaimedTask) {
 	}
 }
 
-// goesOn says whether a slot may go on with its workspace's next task instead of taking the next turn.
-func (w *Worker) goesOn(v visit) bool {
+// goesOn says whether a slot may go on with its workspace's next task, behind one that took this long, instead of taking
+// the next turn.
+func (w *Worker) goesOn(v visit, last time.Duration) bool {
 	served := time.Since(v.began)
-	return served < sliceTime && !v.lane.gate.newcomer(v.queue) || served < visitLimit && v.lane.gate.idle()
+	return last < shortTask && served < sliceTime && !v.lane.gate.newcomer(v.queue) || served < visitLimit && v.lane.gate.idle()
 }
 
 // leaving says whether the worker drains. It is asked after expect: what was expected before the drain began is known
