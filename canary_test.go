@@ -73,7 +73,11 @@ func TestCanaries(t *testing.T) {
 				t.Errorf("%s was never served: %v", p, z.answers[p])
 				break
 			}
-			z.act(extra, p, z.animals[extra.IntN(len(z.animals))])
+			a := z.animals[extra.IntN(len(z.animals))]
+			if p == "POST /v1/tasks/{id}/cancel" {
+				z.act(extra, "POST /v1/tasks", a)
+			}
+			z.act(extra, p, a)
 		}
 	}
 	places := z.searchEverywhere()
@@ -231,7 +235,10 @@ func (z *zoo) id(r *rand.Rand, a *animal, collection string) string {
 	a.mu.Lock()
 	own := a.ids[collection]
 	a.mu.Unlock()
-	if len(own) > 0 && r.IntN(3) > 0 {
+	switch {
+	case len(own) > 0 && r.IntN(3) == 0:
+		return own[len(own)-1] // the newest: it may still run
+	case len(own) > 0 && r.IntN(2) == 0:
 		return own[r.IntN(len(own))]
 	}
 	return z.any(r, collection)
