@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -215,18 +216,23 @@ func saveLoads(ctx context.Context, tx *sqlx.Tx, loads []*load) error {
 	return nil
 }
 
-// savingLoads is the statement that saves load rows, with its parameters behind the first so many.
+// savingLoads is the statement that saves load rows, with its parameters (loadsArgs) behind the first so many.
 func savingLoads(after int) string {
-	p := make([]any, 8)
-	for i := range p {
-		p[i] = after + i + 1
-	}
-	return fmt.Sprintf(`UPDATE workspace_load w
+	return `UPDATE workspace_load w
 		SET waiting = v.waiting, turn = v.turn, turn_at = v.turn_at, period = v.period, used_ms = v.used_ms,
 			overage_used_ms = v.overage_used_ms, provider_used_microusd = v.provider_used_microusd
-		FROM unnest($%d::uuid[], $%d::int[], $%d::uuid[], $%d::timestamptz[], $%d::date[], $%d::bigint[], $%d::bigint[], $%d::bigint[])
+		FROM ` + unnest(after, "uuid", "int", "uuid", "timestamptz", "date", "bigint", "bigint", "bigint") + `
 			AS v (id, waiting, turn, turn_at, period, used_ms, overage_used_ms, provider_used_microusd)
-		WHERE w.workspace_id = v.id`, p...)
+		WHERE w.workspace_id = v.id`
+}
+
+// unnest makes rows of array parameters, which stand behind the first so many.
+func unnest(after int, types ...string) string {
+	arrays := make([]string, len(types))
+	for i, t := range types {
+		arrays[i] = fmt.Sprintf("$%d::%s[]", after+i+1, t)
+	}
+	return "unnest(" + strings.Join(arrays, ", ") + ")"
 }
 
 func loadsArgs(loads []*load) []any {

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -27,14 +26,10 @@ const (
 // that runs over midnight counts whole where it finished. A transaction that began before the month turned may get the
 // load row after one that turned its period: its rows count in the period that its time is used from.
 func meteringRows(after int) string {
-	p := make([]any, 10)
-	for i := range p {
-		p[i] = after + i + 1
-	}
-	return fmt.Sprintf(`INSERT INTO metering_rows (workspace_id, attempt_id, task_id, meter, quantity, billable, agent, model, api_key_id, day)
-		SELECT v.workspace_id, v.attempt_id, v.task_id, v.meter, v.quantity, v.billable, v.agent, v.model, v.api_key_id, greatest(`+currentDay+`, v.period)
-		FROM unnest($%d::uuid[], $%d::uuid[], $%d::uuid[], $%d::text[], $%d::bigint[], $%d::bool[], $%d::text[], $%d::text[], $%d::uuid[], $%d::date[])
-			AS v (workspace_id, attempt_id, task_id, meter, quantity, billable, agent, model, api_key_id, period)`, p...)
+	return `INSERT INTO metering_rows (workspace_id, attempt_id, task_id, meter, quantity, billable, agent, model, api_key_id, day)
+		SELECT v.workspace_id, v.attempt_id, v.task_id, v.meter, v.quantity, v.billable, v.agent, v.model, v.api_key_id, greatest(` + currentDay + `, v.period)
+		FROM ` + unnest(after, "uuid", "uuid", "uuid", "text", "bigint", "bool", "text", "text", "uuid", "date") + `
+			AS v (workspace_id, attempt_id, task_id, meter, quantity, billable, agent, model, api_key_id, period)`
 }
 
 func meteringArgs(loads map[uuid.UUID]*load, byLease map[uuid.UUID]*Finish, ended []held, moves []move) []any {
