@@ -128,7 +128,7 @@ type Server struct {
 	Config
 	engine    *gin.Engine
 	http      *http.Server
-	openapi   []byte
+	openapi   func() ([]byte, error) // made at the first request: it costs more than the rest of the start
 	tokens    *tokens
 	cursors   cursors
 	passwords *passwords
@@ -196,9 +196,7 @@ func New(cfg Config) (*Server, error) {
 		r := &routes[i]
 		s.engine.Handle(r.method, r.ginPath(), s.serve(r))
 	}
-	if s.openapi, err = describe(routes, cfg.Version); err != nil {
-		return nil, fmt.Errorf("describe routes: %w", err)
-	}
+	s.openapi = sync.OnceValues(func() ([]byte, error) { return describe(routes, cfg.Version) })
 	s.http = &http.Server{
 		Handler:           trusted.resolve(headAsGet(s.engine)),
 		ReadHeaderTimeout: cfg.ReadHeaderTimeout,

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -48,7 +49,11 @@ func (s *Server) ready(q *request) (answer, error) {
 }
 
 func (s *Server) describeItself(*request) (answer, error) {
-	return answer{status: http.StatusOK, headers: map[string]string{"Cache-Control": "no-cache"}, body: json.RawMessage(s.openapi)}, nil
+	document, err := s.openapi()
+	if err != nil {
+		return answer{}, fmt.Errorf("describe routes: %w", err)
+	}
+	return answer{status: http.StatusOK, headers: map[string]string{"Cache-Control": "no-cache"}, body: json.RawMessage(document)}, nil
 }
 
 type planJSON struct {
