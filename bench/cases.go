@@ -56,9 +56,10 @@ func drainMuster(h *host, scale int) []figure {
 	for _, ws := range f.workspaces(drainWorkspaces, "pro") {
 		f.submit(ws, n/drainWorkspaces, "no-op")
 	}
+	c := newCountdown(n)
 	began := time.Now()
-	f.work(100, func(context.Context, agent.Task) {})
-	f.settled(n)
+	f.work(100, func(context.Context, agent.Task) { c.tick() })
+	f.settled(c, n)
 	return perSecond(n, began)
 }
 
@@ -98,7 +99,8 @@ func throughMuster(h *host, scale int) []figure {
 	for i := range tokens {
 		_, tokens[i] = tenant("pro")
 	}
-	f.work(100, func(context.Context, agent.Task) {})
+	c := newCountdown(n)
+	f.work(100, func(context.Context, agent.Task) { c.tick() })
 	body := []byte(`{"tasks": [` + strings.TrimSuffix(strings.Repeat(`{"prompt": "no-op"},`, 100), ",") + `]}`)
 	var next atomic.Int64
 	var senders sync.WaitGroup
@@ -111,7 +113,7 @@ func throughMuster(h *host, scale int) []figure {
 		})
 	}
 	senders.Wait()
-	f.settled(n)
+	f.settled(c, n)
 	return perSecond(n, began)
 }
 

@@ -106,8 +106,10 @@ func (f *fleet) submit(ws uuid.UUID, n int, prompt string) {
 	}
 }
 
-// settled waits until n tasks are final, and metered as often.
-func (f *fleet) settled(n int) {
+// settled waits until n agents have run, and then until n tasks are final and metered as often: asking the ledger all the
+// time would be a load of its own.
+func (f *fleet) settled(ran *countdown, n int) {
+	<-ran.done
 	db := f.env.Admin(f.h)
 	for {
 		var final, metered int
