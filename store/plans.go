@@ -38,7 +38,7 @@ var Queues = []string{QueuePro, QueueStarter, QueueFree}
 
 const minuteMS = 60_000
 
-// cheapModels are the models of the price list that cost at most $2 per million output tokens; a test compares.
+// cheapModels are the models of the price list that cost at most $2.50 per million output tokens, long prompts included; a test compares.
 var cheapModels = []string{"anthropic/claude-haiku-5-5", "openai/gpt-6-luna", "openai/gpt-5-nano", "openai/gpt-5-mini", "openai/gpt-4.1-nano",
 	"openai/gpt-4.1-mini", "openai/gpt-4o-mini"}
 

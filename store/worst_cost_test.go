@@ -13,7 +13,7 @@ import (
 )
 
 // TestAHostileFreeWorkspaceStaysWithinItsBounds lets a Free workspace do its worst at random (floods, cancels and retries,
-// attempts that fail, crash, are handed back or overrun their deadline) and holds what the ledger can hold of the table
+// attempts that fail, are handed back or overrun their deadline) and holds what the ledger can hold of the table
 // of WorstMonth after each step: slots, agent time, backlog, letters. Rate limits, model calls and the size of tasks are
 // held by the tests of api/ratelimit, of the provider budget and of api.
 func TestAHostileFreeWorkspaceStaysWithinItsBounds(t *testing.T) {

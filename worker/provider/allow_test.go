@@ -52,8 +52,8 @@ func TestRoutesStayAmongTheAllowedModels(t *testing.T) {
 	}
 }
 
-// TestFreeModelsAreTheCheapOnes: what the first plan allows costs at most $2 per million output tokens, and there is one
-// of each provider, so that auto finds a model wherever a provider is configured.
+// TestFreeModelsAreTheCheapOnes: what the first plan allows costs at most $2.50 per million output tokens, long prompts
+// included, and there is one of each provider, so that auto finds a model wherever a provider is configured.
 func TestFreeModelsAreTheCheapOnes(t *testing.T) {
 	t.Parallel()
 	prices, err := provider.LoadPrices("")
@@ -65,7 +65,7 @@ func TestFreeModelsAreTheCheapOnes(t *testing.T) {
 		name, exact, _ := strings.Cut(model, "/")
 		providers[name] = true
 		cost, known := prices.Cost(name, exact, provider.Usage{OutputTokens: 1_000_000}, time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC))
-		if !known || cost > 2_500_000 { // the price of long prompts included
+		if !known || cost > 2_500_000 {
 			t.Errorf("%s: known %v, %d micro-dollars per million output tokens", model, known, cost)
 		}
 	}
