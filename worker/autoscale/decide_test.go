@@ -46,6 +46,7 @@ func TestDecide(t *testing.T) {
 		{"TheIncomeIsSpent", with(func(p *Policy) { p.Budget = 240 }), figures(300, 0, 0), 0, 3, Backlog},
 		{"AnEmptyPurseSendsWorkersHome", with(func(p *Policy) { p.Budget = 240 }), figures(300, 0, 0), 5, 3, Budget},
 		{"TheMinimumGoesBeforeTheBudget", with(func(p *Policy) { p.Budget, p.Min = 60, 2 }), figures(300, 0, 0), 0, 2, Backlog},
+		{"TheBudgetSendsNobodyOfTheMinimumHome", with(func(p *Policy) { p.Budget, p.Min = 60, 2 }), figures(300, 0, 0), 2, 2, Budget},
 		{"ANewLeaderWatchesForACooldown", base, figures(0, 0, 0), 5, 5, Cooldown},
 	} {
 		t.Run(c.name, func(t *testing.T) {

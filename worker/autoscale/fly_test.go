@@ -293,6 +293,15 @@ func TestFly(t *testing.T) {
 		}
 	})
 
+	t.Run("NoMoreAreMadeInOneGoThanABurstAllows", func(t *testing.T) {
+		t.Parallel()
+		app, fly := newFlyApp(t)
+		app.add("worker", "started", time.Hour)
+		if err := fly.Start(ctx, 5); err != nil || app.called("POST") != flyBurst {
+			t.Errorf("%d made, %v", app.called("POST"), err)
+		}
+	})
+
 	t.Run("AGroupWithoutAMachineSaysWhatToDo", func(t *testing.T) {
 		t.Parallel()
 		_, fly := newFlyApp(t)
