@@ -67,7 +67,7 @@ func StartPostgres(ctx context.Context, dir string, cfg PostgresConfig) (_ *Post
 	}
 	defer func() {
 		if err != nil {
-			p.lock.Close()
+			unlock(p.lock)
 		}
 	}()
 	if p.bin, err = FindPostgres(0); err != nil {
@@ -169,7 +169,7 @@ func (p *Postgres) Remove() error {
 
 func (p *Postgres) unlock() {
 	if p.lock != nil {
-		p.lock.Close()
+		unlock(p.lock)
 		p.lock = nil
 	}
 }

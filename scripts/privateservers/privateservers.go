@@ -80,7 +80,14 @@ func (s *Servers) Remove() error {
 	return errors.Join(errs...)
 }
 
-// lockDir makes sure that no other process runs the named server on dir. The lock ends with the returned file.
+// unlock gives a lock of lockDir up. Closing the file alone would not: a child that is just being forked somewhere else
+// in this process holds a copy of it until it has become another program.
+func unlock(f *os.File) {
+	_ = syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+	f.Close()
+}
+
+// lockDir makes sure that no other process runs the named server on dir. The lock ends with unlock, or with the process.
 func lockDir(dir, server string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, server+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

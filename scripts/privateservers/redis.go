@@ -57,7 +57,7 @@ func StartRedis(ctx context.Context, dir string, cfg RedisConfig) (_ *Redis, err
 	}
 	defer func() {
 		if err != nil {
-			r.lock.Close()
+			unlock(r.lock)
 		}
 	}()
 	if r.bin, err = FindRedis(); err != nil {
@@ -140,7 +140,7 @@ func (r *Redis) configFile() string { return filepath.Join(r.dir, "redis.conf") 
 
 func (r *Redis) unlock() {
 	if r.lock != nil {
-		r.lock.Close()
+		unlock(r.lock)
 		r.lock = nil
 	}
 }
