@@ -53,7 +53,7 @@ type userJSON struct {
 
 type limitsJSON struct {
 	AgentMS                int64    `json:"agent_ms" description:"Agent time per UTC month, milliseconds."`
-	RequestsPerHour        int      `json:"requests_per_hour"`
+	RequestsPerHour        int      `json:"requests_per_hour" description:"In any rolling hour."`
 	Concurrency            int      `json:"concurrency" description:"Tasks that run at once."`
 	MaxWaiting             int      `json:"max_waiting" description:"Tasks that wait at once, scheduled ones included."`
 	MaxUsers               *int     `json:"max_users" description:"null: unlimited."`

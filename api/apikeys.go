@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/generic-corp/muster/store"
 )
 
@@ -164,30 +166,14 @@ func (s *Server) listKeys(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	before, err := s.before(q, "api-keys", p.Cursor)
-	if err != nil {
-		return answer{}, err
-	}
-	keys, err := s.Store.Keys(q.ctx, q.id.Workspace, before, p.Limit+1)
-	if err != nil {
-		return answer{}, err
-	}
-	page := listJSON[apiKeyJSON]{Data: []apiKeyJSON{}}
-	for _, k := range keys[:min(len(keys), p.Limit)] {
-		page.Data = append(page.Data, apiKeyOf(k))
-	}
-	if len(keys) > p.Limit {
-		page.next(s.cursors.seal(q.id.Workspace, "api-keys", keys[p.Limit-1].ID))
-	}
-	return answer{status: http.StatusOK, body: page}, nil
+	return listPage(s, q, "api-keys", p, func(before uuid.UUID, n int) ([]store.APIKey, error) {
+		return s.Store.Keys(q.ctx, q.id.Workspace, before, n)
+	}, func(k store.APIKey) uuid.UUID { return k.ID }, apiKeyOf)
 }
 
 // deleteKey revokes a key. Whoever has a smaller role than the key may not.
 func (s *Server) deleteKey(q *request) (answer, error) {
-	if err := q.noBody(); err != nil {
-		return answer{}, err
-	}
-	id, err := q.pathID(store.KeyPrefix, "API key")
+	id, err := q.bareID(store.KeyPrefix, "API key")
 	if err != nil {
 		return answer{}, err
 	}

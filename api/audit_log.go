@@ -70,29 +70,15 @@ func (s *Server) listAuditLog(q *request) (answer, error) {
 		return answer{}, err
 	}
 	filter := p.filter()
-	list := fmt.Sprintf("audit %q %q %q %s %s", filter.Action, filter.Actor, filter.Target, timeText(filter.CreatedAfter), timeText(filter.CreatedBefore))
-	var before int64
 	var noted *store.AuditEntry
-	if p.Cursor != "" {
-		if err := s.cursors.open(q.id.Workspace, list, p.Cursor, &before); err != nil {
-			return answer{}, err
-		}
-	} else {
+	if p.Cursor == "" {
 		e := q.auditEntry("audit_log.read", store.FormatID(store.WorkspacePrefix, q.id.Workspace), filter.Details())
 		noted = &e
 	}
-	lines, err := s.Store.AuditLog(q.ctx, q.id.Workspace, filter, before, p.Limit+1, noted)
-	if err != nil {
-		return answer{}, err
-	}
-	page := listJSON[auditEntryJSON]{Data: []auditEntryJSON{}}
-	for _, l := range lines[:min(len(lines), p.Limit)] {
-		page.Data = append(page.Data, auditEntryOf(l))
-	}
-	if len(lines) > p.Limit {
-		page.next(s.cursors.seal(q.id.Workspace, list, lines[p.Limit-1].Seq))
-	}
-	return answer{status: http.StatusOK, body: page}, nil
+	list := fmt.Sprintf("audit %q %q %q %s %s", filter.Action, filter.Actor, filter.Target, timeText(filter.CreatedAfter), timeText(filter.CreatedBefore))
+	return listPage(s, q, list, p.pageParams, func(before int64, n int) ([]store.AuditLine, error) {
+		return s.Store.AuditLog(q.ctx, q.id.Workspace, filter, before, n, noted)
+	}, func(l store.AuditLine) int64 { return l.Seq }, auditEntryOf)
 }
 
 // An export is read in pages, each in a transaction of its own: the log only grows, so they fit together.

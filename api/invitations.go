@@ -83,29 +83,13 @@ func (s *Server) listInvitations(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	before, err := s.before(q, "invitations", p.Cursor)
-	if err != nil {
-		return answer{}, err
-	}
-	invitations, err := s.Store.Invitations(q.ctx, q.id.Workspace, before, p.Limit+1)
-	if err != nil {
-		return answer{}, err
-	}
-	page := listJSON[invitationJSON]{Data: []invitationJSON{}}
-	for _, i := range invitations[:min(len(invitations), p.Limit)] {
-		page.Data = append(page.Data, invitationOf(i))
-	}
-	if len(invitations) > p.Limit {
-		page.next(s.cursors.seal(q.id.Workspace, "invitations", invitations[p.Limit-1].ID))
-	}
-	return answer{status: http.StatusOK, body: page}, nil
+	return listPage(s, q, "invitations", p, func(before uuid.UUID, n int) ([]store.Invitation, error) {
+		return s.Store.Invitations(q.ctx, q.id.Workspace, before, n)
+	}, func(i store.Invitation) uuid.UUID { return i.ID }, invitationOf)
 }
 
 func (s *Server) deleteInvitation(q *request) (answer, error) {
-	if err := q.noBody(); err != nil {
-		return answer{}, err
-	}
-	id, err := q.pathID(store.InvitationPrefix, "invitation")
+	id, err := q.bareID(store.InvitationPrefix, "invitation")
 	if err != nil {
 		return answer{}, err
 	}

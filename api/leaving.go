@@ -16,10 +16,7 @@ type deleteWorkspaceBody struct {
 
 // deleteTask erases a final task's content. Erasing it again changes nothing.
 func (s *Server) deleteTask(q *request) (answer, error) {
-	if err := q.noBody(); err != nil {
-		return answer{}, err
-	}
-	id, err := q.pathID(store.TaskPrefix, "task")
+	id, err := q.bareID(store.TaskPrefix, "task")
 	if err != nil {
 		return answer{}, err
 	}

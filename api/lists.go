@@ -1,6 +1,8 @@
 package api
 
 import (
+	"net/http"
+
 	"github.com/google/uuid"
 
 	"github.com/generic-corp/muster/store"
@@ -11,8 +13,6 @@ type listJSON[T any] struct {
 	Data       []T     `json:"data"`
 	NextCursor *string `json:"next_cursor" description:"Send as cursor for the next page; null on the last."`
 }
-
-func (l *listJSON[T]) next(cursor string) { l.NextCursor = &cursor }
 
 // pageParams are every list's.
 type pageParams struct {
@@ -33,11 +33,35 @@ func (q *request) pathID(prefix, what string) (uuid.UUID, error) {
 	return id, nil
 }
 
-// before reads the cursor of a list that runs down ids; uuid.Nil is its start.
-func (s *Server) before(q *request, list, cursor string) (id uuid.UUID, err error) {
-	if cursor == "" {
-		return uuid.Nil, nil
+// bareID is pathID for requests that take no body.
+func (q *request) bareID(prefix, what string) (uuid.UUID, error) {
+	if err := q.noBody(); err != nil {
+		return uuid.Nil, err
 	}
-	err = s.cursors.open(q.id.Workspace, list, cursor, &id)
-	return id, err
+	return q.pathID(prefix, what)
+}
+
+// listPage answers with a page of a list that runs down keys. The list's name is part of its cursors: it says whose it
+// is, where the workspace alone does not, and by what it is filtered. rows reads at most n rows behind the key before,
+// whose zero value is the start.
+func listPage[K, R, J any](s *Server, q *request, list string, p pageParams, rows func(before K, n int) ([]R, error), key func(R) K, show func(R) J) (answer, error) {
+	var before K
+	if p.Cursor != "" {
+		if err := s.cursors.open(q.id.Workspace, list, p.Cursor, &before); err != nil {
+			return answer{}, err
+		}
+	}
+	found, err := rows(before, p.Limit+1) // one more, to know whether another page follows
+	if err != nil {
+		return answer{}, err
+	}
+	page := listJSON[J]{Data: []J{}}
+	for _, row := range found[:min(len(found), p.Limit)] {
+		page.Data = append(page.Data, show(row))
+	}
+	if len(found) > p.Limit {
+		next := s.cursors.seal(q.id.Workspace, list, key(found[p.Limit-1]))
+		page.NextCursor = &next
+	}
+	return answer{status: http.StatusOK, body: page}, nil
 }

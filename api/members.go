@@ -48,26 +48,9 @@ func (s *Server) listMembers(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	var before *store.MemberKey
-	if p.Cursor != "" {
-		before = &store.MemberKey{}
-		if err := s.cursors.open(q.id.Workspace, "members", p.Cursor, before); err != nil {
-			return answer{}, err
-		}
-	}
-	members, err := s.Store.Members(q.ctx, q.id.Workspace, before, p.Limit+1)
-	if err != nil {
-		return answer{}, err
-	}
-	page := listJSON[memberJSON]{Data: []memberJSON{}}
-	for _, m := range members[:min(len(members), p.Limit)] {
-		page.Data = append(page.Data, memberOf(m))
-	}
-	if len(members) > p.Limit {
-		last := members[p.Limit-1]
-		page.next(s.cursors.seal(q.id.Workspace, "members", store.MemberKey{JoinedAt: last.JoinedAt, User: last.User}))
-	}
-	return answer{status: http.StatusOK, body: page}, nil
+	return listPage(s, q, "members", p, func(before *store.MemberKey, n int) ([]store.Member, error) {
+		return s.Store.Members(q.ctx, q.id.Workspace, before, n)
+	}, func(m store.Member) *store.MemberKey { return &store.MemberKey{JoinedAt: m.JoinedAt, User: m.User} }, memberOf)
 }
 
 func (s *Server) getMember(q *request) (answer, error) {

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/generic-corp/muster/store"
 )
 
@@ -23,24 +25,12 @@ func (s *Server) listWorkspaces(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	list := "workspaces of " + q.id.User.String() // the workspace alone does not say whose list it is
-	before, err := s.before(q, list, p.Cursor)
-	if err != nil {
-		return answer{}, err
-	}
-	workspaces, err := s.Store.OwnWorkspaces(q.ctx, q.id.User, before, p.Limit+1)
-	if err != nil {
-		return answer{}, err
-	}
-	page := listJSON[ownWorkspaceJSON]{Data: []ownWorkspaceJSON{}}
-	for _, w := range workspaces[:min(len(workspaces), p.Limit)] {
-		page.Data = append(page.Data, ownWorkspaceJSON{ID: store.FormatID(store.WorkspacePrefix, w.ID), Name: w.Name, Plan: w.Plan, Role: w.Role,
-			Current: w.ID == q.id.Workspace, CreatedAt: w.CreatedAt.UTC()})
-	}
-	if len(workspaces) > p.Limit {
-		page.next(s.cursors.seal(q.id.Workspace, list, workspaces[p.Limit-1].ID))
-	}
-	return answer{status: http.StatusOK, body: page}, nil
+	return listPage(s, q, "workspaces of "+q.id.User.String(), p, func(before uuid.UUID, n int) ([]store.OwnWorkspace, error) {
+		return s.Store.OwnWorkspaces(q.ctx, q.id.User, before, n)
+	}, func(w store.OwnWorkspace) uuid.UUID { return w.ID }, func(w store.OwnWorkspace) ownWorkspaceJSON {
+		return ownWorkspaceJSON{ID: store.FormatID(store.WorkspacePrefix, w.ID), Name: w.Name, Plan: w.Plan, Role: w.Role,
+			Current: w.ID == q.id.Workspace, CreatedAt: w.CreatedAt.UTC()}
+	})
 }
 
 // createWorkspace makes another Free workspace that the user owns. The session stays where it is.

@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/generic-corp/muster/store"
 )
 
@@ -23,32 +25,17 @@ func (s *Server) listSessions(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	list := "sessions of " + q.id.User.String() // the workspace alone does not say whose list it is
-	before, err := s.before(q, list, p.Cursor)
-	if err != nil {
-		return answer{}, err
-	}
-	sessions, err := s.Store.Sessions(q.ctx, q.id.User, before, p.Limit+1)
-	if err != nil {
-		return answer{}, err
-	}
-	page := listJSON[sessionJSON]{Data: []sessionJSON{}}
-	for _, x := range sessions[:min(len(sessions), p.Limit)] {
-		page.Data = append(page.Data, sessionJSON{ID: store.FormatID(store.SessionPrefix, x.ID), WorkspaceID: store.FormatID(store.WorkspacePrefix, x.Workspace),
-			UserAgent: x.UserAgent, IP: x.IP, Current: x.ID == q.id.Session, CreatedAt: x.CreatedAt.UTC(), ExpiresAt: x.ExpiresAt.UTC()})
-	}
-	if len(sessions) > p.Limit {
-		page.next(s.cursors.seal(q.id.Workspace, list, sessions[p.Limit-1].ID))
-	}
-	return answer{status: http.StatusOK, body: page}, nil
+	return listPage(s, q, "sessions of "+q.id.User.String(), p, func(before uuid.UUID, n int) ([]store.Session, error) {
+		return s.Store.Sessions(q.ctx, q.id.User, before, n)
+	}, func(x store.Session) uuid.UUID { return x.ID }, func(x store.Session) sessionJSON {
+		return sessionJSON{ID: store.FormatID(store.SessionPrefix, x.ID), WorkspaceID: store.FormatID(store.WorkspacePrefix, x.Workspace),
+			UserAgent: x.UserAgent, IP: x.IP, Current: x.ID == q.id.Session, CreatedAt: x.CreatedAt.UTC(), ExpiresAt: x.ExpiresAt.UTC()}
+	})
 }
 
 // deleteSession ends one of the user's sessions; their own current one too.
 func (s *Server) deleteSession(q *request) (answer, error) {
-	if err := q.noBody(); err != nil {
-		return answer{}, err
-	}
-	id, err := q.pathID(store.SessionPrefix, "session")
+	id, err := q.bareID(store.SessionPrefix, "session")
 	if err != nil {
 		return answer{}, err
 	}

@@ -57,26 +57,19 @@ func (s *Server) describeItself(*request) (answer, error) {
 }
 
 type planJSON struct {
-	ID                     string   `json:"id"`
-	Name                   string   `json:"name"`
-	PriceCents             int64    `json:"price_cents" description:"US cents per month."`
-	AgentMS                int64    `json:"agent_ms" description:"Agent time included per UTC month, milliseconds."`
-	RequestsPerHour        int      `json:"requests_per_hour" description:"In any rolling hour."`
-	Concurrency            int      `json:"concurrency" description:"Tasks that run at once."`
-	MaxWaiting             int      `json:"max_waiting" description:"Tasks that wait at once, scheduled ones included."`
-	MaxUsers               *int     `json:"max_users" description:"null: unlimited."`
-	ProviderBudgetMicroUSD int64    `json:"provider_budget_microusd" description:"Model cost per UTC month."`
-	MaxTaskCostMicroUSD    int64    `json:"max_task_cost_microusd" description:"Model cost of one task, all its attempts together."`
-	Models                 []string `json:"models" description:"The models that tasks may run on: provider/model, * at the end stands for anything. Empty: all."`
-	NeedsVerifiedEmail     bool     `json:"needs_verified_email" description:"Where the service asks for it, an owner must have proved their address before the first task."`
+	ID         string `json:"id"`
+	Name       string `json:"name"`
+	PriceCents int64  `json:"price_cents" description:"US cents per month."`
+	limitsJSON
 }
 
 func (s *Server) listPlans(*request) (answer, error) {
 	page := listJSON[planJSON]{Data: []planJSON{}}
 	for _, p := range store.Plans {
-		page.Data = append(page.Data, planJSON{ID: p.ID, Name: p.Name, PriceCents: p.PriceCents, AgentMS: p.AgentMS,
+		page.Data = append(page.Data, planJSON{ID: p.ID, Name: p.Name, PriceCents: p.PriceCents, limitsJSON: limitsJSON{AgentMS: p.AgentMS,
 			RequestsPerHour: p.RequestsPerHour, Concurrency: p.Concurrency, MaxWaiting: p.MaxWaiting, MaxUsers: orNull(p.MaxUsers),
-			ProviderBudgetMicroUSD: p.ProviderBudgetMicroUSD, MaxTaskCostMicroUSD: p.MaxTaskCostMicroUSD, Models: orEmpty(p.Models), NeedsVerifiedEmail: p.NeedsVerifiedEmail})
+			ProviderBudgetMicroUSD: p.ProviderBudgetMicroUSD, MaxTaskCostMicroUSD: p.MaxTaskCostMicroUSD, Models: orEmpty(p.Models),
+			NeedsVerifiedEmail: p.NeedsVerifiedEmail}})
 	}
 	return answer{status: http.StatusOK, headers: map[string]string{"Cache-Control": "public, max-age=300"}, body: page}, nil
 }

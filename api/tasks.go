@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/generic-corp/muster/store"
 )
 
@@ -119,23 +121,9 @@ func (s *Server) listTasks(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	list := listName(filter)
-	before, err := s.before(q, list, p.Cursor)
-	if err != nil {
-		return answer{}, err
-	}
-	tasks, err := s.Store.Tasks(q.ctx, q.id.Workspace, filter, before, p.Limit+1)
-	if err != nil {
-		return answer{}, err
-	}
-	page := listJSON[taskItemJSON]{Data: []taskItemJSON{}}
-	for _, t := range tasks[:min(len(tasks), p.Limit)] {
-		page.Data = append(page.Data, itemOf(t))
-	}
-	if len(tasks) > p.Limit {
-		page.next(s.cursors.seal(q.id.Workspace, list, tasks[p.Limit-1].ID))
-	}
-	return answer{status: http.StatusOK, body: page}, nil
+	return listPage(s, q, listName(filter), p.pageParams, func(before uuid.UUID, n int) ([]store.TaskView, error) {
+		return s.Store.Tasks(q.ctx, q.id.Workspace, filter, before, n)
+	}, func(t store.TaskView) uuid.UUID { return t.ID }, itemOf)
 }
 
 // metadataFilter reads the parameters metadata.KEY=VALUE.
@@ -180,10 +168,7 @@ func timeText(t *time.Time) string {
 }
 
 func (s *Server) cancelTask(q *request) (answer, error) {
-	if err := q.noBody(); err != nil {
-		return answer{}, err
-	}
-	id, err := q.pathID(store.TaskPrefix, "task")
+	id, err := q.bareID(store.TaskPrefix, "task")
 	if err != nil {
 		return answer{}, err
 	}
@@ -220,10 +205,7 @@ func (s *Server) cancelTasks(q *request) (answer, error) {
 }
 
 func (s *Server) retryTask(q *request) (answer, error) {
-	if err := q.noBody(); err != nil {
-		return answer{}, err
-	}
-	id, err := q.pathID(store.TaskPrefix, "task")
+	id, err := q.bareID(store.TaskPrefix, "task")
 	if err != nil {
 		return answer{}, err
 	}
@@ -256,25 +238,9 @@ func (s *Server) listAttempts(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	list := "attempts " + id.String()
-	var after *store.AttemptCursor
-	if p.Cursor != "" {
-		after = &store.AttemptCursor{}
-		if err := s.cursors.open(q.id.Workspace, list, p.Cursor, after); err != nil {
-			return answer{}, err
-		}
-	}
-	attempts, err := s.Store.Attempts(q.ctx, q.id.Workspace, id, after, p.Limit+1)
-	if err != nil {
-		return answer{}, err
-	}
-	page := listJSON[attemptJSON]{Data: []attemptJSON{}}
-	for _, a := range attempts[:min(len(attempts), p.Limit)] {
-		page.Data = append(page.Data, attemptOf(a))
-	}
-	if len(attempts) > p.Limit {
-		last := attempts[p.Limit-1]
-		page.next(s.cursors.seal(q.id.Workspace, list, store.AttemptCursor{StartedAt: last.StartedAt, ID: last.ID}))
-	}
-	return answer{status: http.StatusOK, body: page}, nil
+	return listPage(s, q, "attempts "+id.String(), p.pageParams, func(after *store.AttemptCursor, n int) ([]store.Attempt, error) {
+		return s.Store.Attempts(q.ctx, q.id.Workspace, id, after, n)
+	}, func(a store.Attempt) *store.AttemptCursor {
+		return &store.AttemptCursor{StartedAt: a.StartedAt, ID: a.ID}
+	}, attemptOf)
 }

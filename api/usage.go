@@ -49,27 +49,11 @@ func (s *Server) getUsage(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	query := store.UsageQuery{From: from, To: to, Hourly: p.Granularity == "hour", GroupBy: p.GroupBy, Limit: p.Limit + 1}
 	// Without to the pages end now, and now moves: it is not among what the cursor is bound to.
 	list := strings.Join([]string{"usage", p.From, p.To, p.Granularity, p.GroupBy}, "\x00")
-	if p.Cursor != "" {
-		query.After = &store.UsageKey{}
-		if err := s.cursors.open(q.id.Workspace, list, p.Cursor, query.After); err != nil {
-			return answer{}, err
-		}
-	}
-	rows, err := s.Store.Usage(q.ctx, q.id.Workspace, query)
-	if err != nil {
-		return answer{}, err
-	}
-	page := listJSON[usageRowJSON]{Data: []usageRowJSON{}}
-	for _, r := range rows[:min(len(rows), p.Limit)] {
-		page.Data = append(page.Data, usageRowOf(r, p.GroupBy))
-	}
-	if len(rows) > p.Limit {
-		page.next(s.cursors.seal(q.id.Workspace, list, rows[p.Limit-1].UsageKey))
-	}
-	return answer{status: http.StatusOK, body: page}, nil
+	return listPage(s, q, list, p.pageParams, func(after *store.UsageKey, n int) ([]store.UsageRow, error) {
+		return s.Store.Usage(q.ctx, q.id.Workspace, store.UsageQuery{From: from, To: to, Hourly: p.Granularity == "hour", GroupBy: p.GroupBy, After: after, Limit: n})
+	}, func(r store.UsageRow) *store.UsageKey { return &r.UsageKey }, func(r store.UsageRow) usageRowJSON { return usageRowOf(r, p.GroupBy) })
 }
 
 // moment reads an RFC 3339 time or a UTC day.

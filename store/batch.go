@@ -205,11 +205,7 @@ func runBatch(ctx context.Context, tx *sqlx.Tx, batch []*op) error {
 	if err != nil {
 		return err
 	}
-	byID := make(map[uuid.UUID]*load, len(loads))
-	for _, l := range loads {
-		byID[l.Workspace] = l
-	}
-	n := &notes{}
+	byID, n := loadsByID(loads), &notes{}
 	finished, err := finishAll(ctx, tx, n, byID, finishes)
 	if err != nil {
 		return err
