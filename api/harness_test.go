@@ -18,6 +18,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/rs/zerolog"
 
+	"github.com/generic-corp/muster/api/logtest"
 	"github.com/generic-corp/muster/api/ratelimit"
 	"github.com/generic-corp/muster/store"
 	"github.com/generic-corp/muster/store/storetest"
@@ -34,7 +35,7 @@ type world struct {
 	api   *Server
 	url   string
 	out   outbox
-	log   *syncBuffer
+	log   *logtest.Log
 }
 
 // outbox records what was handed over after commits.
@@ -56,23 +57,6 @@ func (o *outbox) Cancel(ids ...uuid.UUID) {
 	o.cancels = append(o.cancels, ids...)
 }
 
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 var testKeys = [][]byte{[]byte("the current signing key of the tests"), []byte("an earlier signing key of the tests!")}
 
 // newWorld starts an API; change (nil: nothing) alters its configuration.
@@ -84,7 +68,7 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 // newWorldOn starts one more API on a database, like another process beside the first.
 func newWorldOn(t testing.TB, env *storetest.Env, change func(*Config)) *world {
 	t.Helper()
-	w := &world{t: t, env: env, store: store.NewAPI(env.API(t)), admin: env.Admin(t), log: &syncBuffer{}}
+	w := &world{t: t, env: env, store: store.NewAPI(env.API(t)), admin: env.Admin(t), log: &logtest.Log{}}
 	cfg := Config{Store: w.store, Enqueuer: &w.out, Canceler: &w.out, SigningKeys: testKeys, Log: zerolog.New(w.log), CredentialMS: 200, NoteInterval: 50 * time.Millisecond}
 	limits, err := ratelimit.New(ratelimit.Config{Redis: env.Redis(t), Timeout: 20 * time.Second, Log: zerolog.New(w.log)})
 	if err != nil {

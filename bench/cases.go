@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/generic-corp/muster/store/storetest"
 	"github.com/generic-corp/muster/worker/agent"
 )
 
@@ -60,7 +61,9 @@ func drainMuster(h *host, scale int) []figure {
 	began := time.Now()
 	f.work(100, func(context.Context, agent.Task) { c.tick() })
 	f.settled(c, n)
-	return perSecond(n, began)
+	figures := perSecond(n, began)
+	storetest.CheckLedger(h, f.env)
+	return figures
 }
 
 func drainAsynq(h *host, scale int) []figure {

@@ -11,11 +11,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
-	"github.com/rs/zerolog"
 
-	"github.com/generic-corp/muster/jobs"
 	"github.com/generic-corp/muster/store"
 	"github.com/generic-corp/muster/store/storetest"
 	"github.com/generic-corp/muster/worker"
@@ -47,27 +44,8 @@ func (c *fetchCounter) ProcessPipelineHook(next redis.ProcessPipelineHook) redis
 // startLooking is start with a worker that looks at empty queues by itself only once an hour.
 func startLooking(t *testing.T, slots int, run worker.RunnerFunc) (*rig, *fetchCounter) {
 	t.Helper()
-	env := storetest.New(t)
-	rdb, count := env.Redis(t), &fetchCounter{}
-	rdb.AddHook(count)
-	r := &rig{t: t, env: env, api: store.NewAPI(env.API(t)), system: store.NewSystem(env.System(t)), reg: prometheus.NewRegistry(), ended: make(chan error, 1)}
-	r.turns = jobs.NewEnqueuer(env.Redis(t), zerolog.Nop())
-	t.Cleanup(r.turns.Close)
-	back := jobs.NewEnqueuer(env.Redis(t), zerolog.Nop())
-	t.Cleanup(back.Close)
-	fleet := store.NewFleet(env.Worker(t))
-	w := worker.New(worker.Config{Fleet: fleet, Redis: rdb, Enqueuer: back, Runner: run, Metrics: worker.NewMetrics(r.reg),
-		Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel), Name: "test", Slots: slots, CheckInterval: time.Hour})
-	ctx, stop := context.WithCancel(context.Background())
-	r.stop = stop
-	go func() { r.ended <- w.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		<-r.ended
-		fleet.Close()
-		storetest.CheckLedger(t, env)
-	})
-	return r, count
+	count := &fetchCounter{}
+	return startWith(t, worker.Config{Slots: slots, CheckInterval: time.Hour, Runner: run}, count), count
 }
 
 func TestGate(t *testing.T) {

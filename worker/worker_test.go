@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
 
 	"github.com/generic-corp/muster/jobs"
@@ -35,24 +36,33 @@ type rig struct {
 	ended  chan error
 }
 
-// start runs a worker whose agent is run; the test's end stops it and checks the ledger.
+// start runs a worker of five slots whose agent is run; the test's end stops it and checks the ledger.
 func start(t *testing.T, drain time.Duration, run worker.RunnerFunc) *rig {
+	t.Helper()
+	return startWith(t, worker.Config{Slots: 5, DrainTimeout: drain, Runner: run})
+}
+
+// startWith is start with settings of the worker; what they leave out that has no default is filled in.
+func startWith(t *testing.T, cfg worker.Config, hooks ...redis.Hook) *rig {
 	t.Helper()
 	env := storetest.New(t)
 	rdb := env.Redis(t)
+	for _, h := range hooks {
+		rdb.AddHook(h)
+	}
 	r := &rig{t: t, env: env, api: store.NewAPI(env.API(t)), system: store.NewSystem(env.System(t)), reg: prometheus.NewRegistry(), ended: make(chan error, 1)}
 	r.turns = jobs.NewEnqueuer(rdb, zerolog.Nop())
 	t.Cleanup(r.turns.Close)
-	fleet := store.NewFleet(env.Worker(t))
-	w := worker.New(worker.Config{Fleet: fleet, Redis: rdb, Enqueuer: r.turns, Runner: run, Metrics: worker.NewMetrics(r.reg),
-		Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel), Name: "test", Slots: 5, DrainTimeout: drain})
+	cfg.Fleet, cfg.Redis, cfg.Enqueuer, cfg.Metrics, cfg.Name = store.NewFleet(env.Worker(t)), rdb, r.turns, worker.NewMetrics(r.reg), "test"
+	cfg.Log = zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)
+	w := worker.New(cfg)
 	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop
 	go func() { r.ended <- w.Run(ctx) }()
 	t.Cleanup(func() {
 		stop()
 		<-r.ended
-		fleet.Close()
+		cfg.Fleet.Close()
 		storetest.CheckLedger(t, env)
 	})
 	return r

@@ -1,34 +1,16 @@
 package mail
 
 import (
-	"bytes"
 	"context"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/rs/zerolog"
 
+	"github.com/generic-corp/muster/api/logtest"
 	"github.com/generic-corp/muster/api/mail/mailtest"
 )
-
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
 
 func newMailer(t *testing.T, cfg Config) *Mailer {
 	t.Helper()
@@ -70,7 +52,7 @@ func TestMailer(t *testing.T) {
 	})
 	t.Run("APassingRefusalIsTriedAgainAndALastingOneIsNot", func(t *testing.T) {
 		t.Parallel()
-		server, log := mailtest.Start(t), &syncBuffer{}
+		server, log := mailtest.Start(t), &logtest.Log{}
 		server.Refuse("451 4.3.0 later, ada@example.com", "", "550 5.1.1 no such user bob@example.com")
 		m := newMailer(t, Config{URL: server.URL, Senders: 1, Log: zerolog.New(log)})
 		m.Send("ada@example.com", "One", "first")
@@ -86,7 +68,7 @@ func TestMailer(t *testing.T) {
 	})
 	t.Run("WithoutAServerLettersAreDroppedAndNothingBlocks", func(t *testing.T) {
 		t.Parallel()
-		log := &syncBuffer{}
+		log := &logtest.Log{}
 		m := newMailer(t, Config{URL: "smtp://127.0.0.1:1", Queue: 2, Log: zerolog.New(log)})
 		start := time.Now()
 		for range 1000 {

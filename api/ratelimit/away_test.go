@@ -1,10 +1,8 @@
 package ratelimit
 
 import (
-	"bytes"
 	"context"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -14,6 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
 
+	"github.com/generic-corp/muster/api/logtest"
 	"github.com/generic-corp/muster/store/storetest"
 )
 
@@ -27,30 +26,13 @@ type outage struct {
 	t   *testing.T
 	own *storetest.Servers
 	rdb *redis.Client
-	log *syncBuffer
-}
-
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) count(text string) int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return strings.Count(b.buf.String(), text)
+	log *logtest.Log
 }
 
 func newOutage(t *testing.T) *outage {
 	t.Helper()
 	own := storetest.OwnServers(t)
-	o := &outage{t: t, own: own, rdb: own.Redis(t), log: &syncBuffer{}}
+	o := &outage{t: t, own: own, rdb: own.Redis(t), log: &logtest.Log{}}
 	o.Limiter = newLimiter(t, o.rdb, func(cfg *Config) {
 		cfg.Timeout, cfg.Log, cfg.Metrics = DefaultTimeout, zerolog.New(o.log), prometheus.NewRegistry()
 	})
@@ -149,7 +131,7 @@ func TestWhileRedisIsAway(t *testing.T) {
 				t.Errorf("ten of eleven were used meanwhile: %v", d)
 			}
 			outages := int(testutil.ToFloat64(o.metrics.outages))
-			if lost, back := o.log.count("does not keep"), o.log.count("again"); lost != outages || back > outages || lost > 5 {
+			if lost, back := strings.Count(o.log.String(), "does not keep"), strings.Count(o.log.String(), "again"); lost != outages || back > outages || lost > 5 {
 				t.Errorf("logged %d times lost and %d times back in %d outages", lost, back, outages)
 			}
 		})

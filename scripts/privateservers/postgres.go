@@ -142,9 +142,6 @@ func (p *Postgres) Kill() error {
 	return nil
 }
 
-// Signal sends sig to the server's first process and does not wait.
-func (p *Postgres) Signal(sig syscall.Signal) error { return p.proc.Signal(sig) }
-
 // Restart starts the server again on the same data and port, ending it first where it still runs.
 func (p *Postgres) Restart(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("PostgreSQL did not answer within %s", startLimit))

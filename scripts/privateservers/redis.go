@@ -87,9 +87,6 @@ func (r *Redis) Addr() string { return loopback(r.port) }
 // Port is the port on 127.0.0.1; it stays the same over Restart.
 func (r *Redis) Port() int { return r.port }
 
-// Password is what clients must authenticate with; the URLs contain it.
-func (r *Redis) Password() string { return r.password }
-
 // LogFile is the server's log.
 func (r *Redis) LogFile() string { return filepath.Join(r.dir, "redis.log") }
 
