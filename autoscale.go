@@ -71,6 +71,11 @@ func fleetLoad(ctx context.Context, system *store.System, usualSlots int) (autos
 			load.OldestWait = max(load.OldestWait, time.Duration(t.OldestTurn*float64(time.Millisecond)))
 		}
 	}
+	pause, err := system.AutoscalePaused(ctx)
+	if err != nil {
+		return autoscale.Load{}, err
+	}
+	load.Paused = pause != nil
 	workers, err := system.LiveWorkers(ctx)
 	if err != nil {
 		return autoscale.Load{}, err

@@ -184,6 +184,47 @@ func TestFleetLoadIsWhatTheScalerGoesBy(t *testing.T) {
 	}
 }
 
+func TestOperatorsPauseTheAutoscaler(t *testing.T) {
+	t.Parallel()
+	env := storetest.New(t)
+	ctx := context.Background()
+	system := store.NewSystem(env.System(t))
+	vars := whole(env)
+	paused := func() bool {
+		t.Helper()
+		load, err := fleetLoad(ctx, system, 20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return load.Paused
+	}
+	for i, step := range []struct {
+		args    []string
+		code    int
+		paused  bool
+		out     string
+		note    string
+		entries int // on the system's chain
+	}{
+		{[]string{"show"}, exitOK, false, "paused       no", "", 0},
+		{[]string{"resume"}, exitOK, false, "paused       no", "it was not paused", 0},
+		{[]string{"pause", "--reason", strings.Repeat("x", 1001)}, exitUsage, false, "", "want at most 1000", 0},
+		{[]string{"pause", "--reason", "black friday"}, exitOK, true, ": black friday", "", 1},
+		{[]string{"pause", "--reason", "another"}, exitOK, true, ": black friday", "it was paused before", 1},
+		{[]string{"show", "--json"}, exitOK, true, `"reason": "black friday"`, "", 1},
+		{[]string{"resume", "--json"}, exitOK, false, `"paused": null`, "", 2},
+	} {
+		code, out, stderr := runWith(vars, append([]string{"autoscale"}, step.args...)...)
+		if code != step.code || !strings.Contains(out, step.out) || !strings.Contains(stderr, step.note) || step.note == "" && stderr != "" || paused() != step.paused {
+			t.Errorf("step %d: %d, paused %v\n%s%s", i, code, paused(), out, stderr)
+		}
+		var n int
+		if err := env.Admin(t).Get(&n, `SELECT count(*) FROM audit_log WHERE workspace_id = $1 AND action LIKE 'autoscale.%'`, store.SystemChain); err != nil || n != step.entries {
+			t.Errorf("step %d: %d entries, %v", i, n, err)
+		}
+	}
+}
+
 func TestAutoscaleSettings(t *testing.T) {
 	t.Parallel()
 	env := func(more map[string]string) func(string) string {

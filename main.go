@@ -62,6 +62,7 @@ func commands() []command {
 		{"workspace", "list|show|set-plan|set-limit|pause|resume|restore …", "look at and change workspaces", runWorkspace},
 		{"plans", "", "the table of plans; --cost PLAN: what a workspace can cost at worst", runPlans},
 		{"tasks", "list|show|retry|cancel …", "look at and change tasks", runTasks},
+		{"autoscale", "show|pause|resume …", "look at the fleet's load, pause the autoscaler", runAutoscale},
 		{"user", "list|show|reset-password …", "look at accounts, let somebody in again", runUser},
 		{"billing", "setup|push|reconcile …", "usage and Stripe", runBilling},
 		{"audit", "verify|heads|show …", "check and read the audit log", runAudit},

@@ -245,6 +245,11 @@ var tables = map[string]walls{
 			{role: store.RoleSystem, do: `DELETE FROM stripe_events`, want: []string{"ok 2"}},
 			{role: roleOwner, do: `SELECT count(*) FROM stripe_events`, want: []string{"ok 0"}},
 			{role: roleOwner, do: stripeEvent + `null`, want: []string{"policy"}}}},
+	"switches": {shared: true, system: "s i d", seed: `INSERT INTO switches (name, by) SELECT gen_random_uuid()::text, 'x' WHERE $1::uuid <> $2::uuid`,
+		checks: map[string]check{
+			"switches_name_check":   {`name = ''`, `name = 'y'`},
+			"switches_by_check":     {`by = ''`, `by = 'y'`},
+			"switches_reason_check": {`reason = repeat('x', 1001)`, `reason = repeat('x', 1000)`}}},
 	"workers": {shared: true, worker: "s i u", system: "s u d"},
 }
 

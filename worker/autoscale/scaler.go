@@ -29,7 +29,8 @@ type Driver interface {
 // Load is what the ledger says of the fleet.
 type Load struct {
 	Figures
-	Busy map[string]int // tasks that run, by worker's name
+	Busy   map[string]int // tasks that run, by worker's name
+	Paused bool           // by operators, while it runs; Policy.Paused is a setting
 }
 
 // Config makes a Scaler; all fields are required.
@@ -85,6 +86,7 @@ func (s *Scaler) Step(ctx context.Context) Decision {
 	if workersErr != nil {
 		have = -1
 	}
+	s.decider.Policy.Paused = s.cfg.Policy.Paused || load.Paused
 	d := s.decider.Decide(s.cfg.Now(), load.Figures, have)
 	s.tell(d, cmp.Or(workersErr, loadErr))
 	if s.cfg.Policy.DryRun {

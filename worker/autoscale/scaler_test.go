@@ -63,6 +63,27 @@ func TestScaler(t *testing.T) {
 		}
 	})
 
+	t.Run("APauseByOperatorsActsAtTheNextStepAndEndsWhenLifted", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(usual, &tenant{cap: unlimited, takes: time.Minute, waiting: 120})
+		w.paused = true
+		w.run(5*time.Minute, nil)
+		if len(w.workers) != 0 {
+			t.Errorf("%d workers were started", len(w.workers))
+		}
+		w.paused = false
+		w.run(2*Interval, nil)
+		if len(w.workers) != 3 {
+			t.Errorf("%d workers after it was lifted, want 3", len(w.workers))
+		}
+		w.paused = true
+		w.tenants[0].waiting = 0
+		w.run(time.Hour, nil)
+		if len(w.workers) != 3 {
+			t.Errorf("%d workers are left, want all 3", len(w.workers))
+		}
+	})
+
 	t.Run("DecisionsAreLoggedOnceAndHoldsWithTheirCause", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(usual, &tenant{cap: unlimited, takes: 10 * time.Second, waiting: 10})

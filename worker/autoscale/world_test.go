@@ -29,6 +29,7 @@ type world struct {
 	slots   int           // of a worker
 	blind   bool          // the figures cannot be read
 	lost    bool          // the platform does not answer
+	paused  bool          // by operators
 	lived   []int         // workers at each of the last hour's steps
 
 	scaler *Scaler
@@ -112,7 +113,7 @@ func (w *world) load(context.Context) (Load, error) {
 	if w.blind {
 		return Load{}, errors.New("the ledger does not answer")
 	}
-	l := Load{Figures: Figures{At: w.now, Slots: w.slots}, Busy: map[string]int{}}
+	l := Load{Figures: Figures{At: w.now, Slots: w.slots}, Paused: w.paused, Busy: map[string]int{}}
 	for _, t := range w.tenants {
 		l.Runnable += w.runnable(t)
 		l.Running += t.running
