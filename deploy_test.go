@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/VictoriaMetrics/metricsql"
 	"github.com/goccy/go-yaml"
 	"github.com/redis/go-redis/v9"
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -62,6 +63,29 @@ func TestDeployFitsTheSchemas(t *testing.T) {
 		if changed := strings.Replace(raw, broken.from, broken.to, 1); changed == raw || checkManifest(t, []byte(changed), manifests[broken.file]) == nil {
 			t.Errorf("%s with %s passes", broken.file, broken.what)
 		}
+	}
+}
+
+func TestAlertsAreExpressions(t *testing.T) {
+	t.Parallel()
+	var alerts struct {
+		Groups []struct{ Rules []struct{ Alert, Expr string } }
+	}
+	if err := yaml.Unmarshal([]byte(readDoc(t, "deploy/alerts.yaml")), &alerts); err != nil {
+		t.Fatal(err)
+	}
+	parsed := 0
+	for _, r := range alerts.Groups[0].Rules {
+		if _, err := metricsql.Parse(r.Expr); err != nil {
+			t.Errorf("%s: %v", r.Alert, err)
+		}
+		if _, err := metricsql.Parse(strings.Replace(r.Expr, "(", "", 1)); err == nil && strings.Contains(r.Expr, "(") {
+			t.Errorf("%s passes without a parenthesis", r.Alert)
+		}
+		parsed++
+	}
+	if parsed < 10 {
+		t.Errorf("%d alerts were parsed", parsed)
 	}
 }
 
