@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -35,10 +37,26 @@ type fleet struct {
 	reg   *prometheus.Registry // of the workers
 	url   string               // of the HTTP API, once serve has been called
 	http  *http.Client
+
+	tenants map[string]*tenant // by label; complete before the first worker starts
+	working bool
+	stops   []func()     // of the workers
+	sent    atomic.Int64 // tasks accepted
+	began   atomic.Int64 // attempts that reached their agent; 0 where nobody counts
+	wrong   atomic.Value // string: what an agent has seen that must not be
+	crashed int64        // attempts that workers held when they were killed
+}
+
+// tenant is a workspace. Its label is its tasks' prompt, by which an agent knows whose it is.
+type tenant struct {
+	id      uuid.UUID
+	label   string
+	cap     int64
+	running atomic.Int64
 }
 
 func newFleet(h *host) *fleet {
-	f := &fleet{h: h, env: h.ledger(), reg: prometheus.NewRegistry()}
+	f := &fleet{h: h, env: h.ledger(), reg: prometheus.NewRegistry(), tenants: map[string]*tenant{}}
 	f.rdb = f.env.Redis(h)
 	f.api = store.NewAPI(f.env.API(h))
 	f.turns = jobs.NewEnqueuer(f.rdb, zerolog.Nop())
@@ -46,22 +64,72 @@ func newFleet(h *host) *fleet {
 	return f
 }
 
-// work starts a worker process's worth of worker; it ends with the case.
-func (f *fleet) work(slots int, run func(ctx context.Context, t agent.Task)) {
+// tenant notes a workspace of a plan; all of them before the first worker starts.
+func (f *fleet) tenant(id uuid.UUID, plan string) *tenant {
+	p, ok := store.PlanByID(plan)
+	if !ok || f.working {
+		f.h.Fatalf("no plan %q, or a workspace behind the start of a worker", plan)
+	}
+	t := &tenant{id: id, label: fmt.Sprint("w", len(f.tenants)), cap: int64(p.Concurrency)}
+	f.tenants[t.label] = t
+	return t
+}
+
+func (f *fleet) workspaces(n int, plan string) []*tenant {
+	all := make([]*tenant, n)
+	for i := range all {
+		all[i] = f.tenant(storetest.NewWorkspace(f.h, f.env, plan), plan)
+	}
+	return all
+}
+
+// work starts a worker process's worth of worker; it ends with the case, or with halt. The agents are told whose task they
+// run; what runs of a workspace is counted and must not exceed its cap.
+func (f *fleet) work(slots int, run func(ctx context.Context, who *tenant)) {
+	f.working = true
 	ledger := store.NewFleet(f.env.Worker(f.h))
 	w := worker.New(worker.Config{Fleet: ledger, Redis: f.rdb, Enqueuer: f.turns, Metrics: worker.NewMetrics(f.reg), Log: zerolog.Nop(), Slots: slots,
 		Runner: worker.RunnerFunc(func(ctx context.Context, t agent.Task, _ agent.Recorder) (agent.Result, error) {
-			run(ctx, t)
-			return agent.Result{Output: "ok"}, nil
+			f.began.Add(1)
+			who := f.tenants[t.Prompt]
+			if who == nil {
+				f.wrong.Store(fmt.Sprintf("a task of nobody: %q", t.Prompt))
+				return agent.Result{}, nil
+			}
+			if n := who.running.Add(1); n > who.cap {
+				f.wrong.Store(fmt.Sprintf("%d tasks of a workspace with cap %d run at once", n, who.cap))
+			}
+			defer who.running.Add(-1)
+			run(ctx, who)
+			return agent.Result{Output: "ok"}, ctx.Err()
 		})})
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- w.Run(ctx) }()
-	f.h.Cleanup(func() {
+	end := sync.OnceFunc(func() {
 		stop()
 		<-ended
 		ledger.Close()
 	})
+	f.stops = append(f.stops, end)
+	f.h.Cleanup(end)
+}
+
+// halt stops the workers; what has not ended goes back to the line.
+func (f *fleet) halt() {
+	for _, stop := range f.stops {
+		stop()
+	}
+}
+
+// pause is an agent's work: it takes its time, or until it is told to stop.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // emptyClaims counts turns that were delivered and found nothing they might run.
@@ -78,47 +146,39 @@ func (f *fleet) emptyClaims() (n float64) {
 	return n
 }
 
-func (f *fleet) workspaces(n int, plan string) []uuid.UUID {
-	all := make([]uuid.UUID, n)
-	for i := range all {
-		all[i] = storetest.NewWorkspace(f.h, f.env, plan)
-	}
-	return all
-}
-
-// submit records n tasks in one transaction, as a batch over HTTP does, and puts the workspace in line.
-func (f *fleet) submit(ws uuid.UUID, n int, prompt string) {
+// submit records n tasks of a workspace as batches over HTTP do, and puts it in line.
+func (f *fleet) submit(to *tenant, n int) {
 	ctx := context.Background()
 	for n > 0 {
 		tasks := make([]store.NewTask, min(n, 1000))
 		n -= len(tasks)
 		for i := range tasks {
-			tasks[i] = store.NewTask{Agent: "yuki", Model: "auto", Prompt: prompt, TimeoutMS: 60_000, MaxAttempts: 1}
+			tasks[i] = store.NewTask{Agent: "yuki", Model: "auto", Prompt: to.label, TimeoutMS: taskTimeoutMS, MaxAttempts: 1}
 		}
-		done, err := f.api.Do(ctx, store.Scope{Workspace: ws}, nil, func(w *store.Work) (store.Answer, error) {
+		done, err := f.api.Do(ctx, store.Scope{Workspace: to.id}, nil, func(w *store.Work) (store.Answer, error) {
 			_, err := w.Submit(ctx, tasks)
 			return store.Answer{}, err
 		})
 		f.h.must(err)
+		f.sent.Add(int64(len(tasks)))
 		for _, t := range done.Turns {
 			f.turns.Enqueue(jobs.Turn(t))
 		}
 	}
 }
 
-// settled waits until n agents have run, and then until n tasks are final and metered as often: asking the ledger all the
-// time would be a load of its own.
+// taskTimeoutMS of every task: none of the agents takes longer.
+const taskTimeoutMS = 120_000
+
+// settled waits until n agents have run, and then until n tasks are final: asking the ledger all the time would be a load
+// of its own.
 func (f *fleet) settled(ran *countdown, n int) {
 	<-ran.done
 	db := f.env.Admin(f.h)
 	for {
-		var final, metered int
+		var final int
 		f.h.must(db.Get(&final, `SELECT count(*) FROM tasks WHERE finished_at IS NOT NULL`))
 		if final >= n {
-			f.h.must(db.Get(&metered, `SELECT count(*) FROM metering_rows WHERE meter = 'tasks'`))
-			if metered != n {
-				f.h.Fatalf("%d tasks are final, %d are metered", final, metered)
-			}
 			return
 		}
 		time.Sleep(2 * time.Millisecond)
@@ -138,41 +198,66 @@ type canceler struct{}
 
 func (canceler) Cancel(...uuid.UUID) {}
 
-// serve starts the HTTP API without rate limits, and returns a function that registers a workspace and gives its token.
-func (f *fleet) serve(connections int) (tenant func(plan string) (ws uuid.UUID, token string)) {
-	server, err := api.New(api.Config{Store: f.api, Enqueuer: enqueuer{f.turns}, Canceler: canceler{}, SigningKeys: [][]byte{bytes.Repeat([]byte("k"), 32)}, Log: zerolog.Nop()})
+// customer is a tenant with what it needs to use the HTTP API.
+type customer struct {
+	*tenant
+	token string
+}
+
+// task is the body of one of its tasks.
+func (c customer) task() string {
+	return fmt.Sprintf(`{"prompt": %q, "timeout_seconds": %d}`, c.label, taskTimeoutMS/1000)
+}
+
+// batch is the body of n of them.
+func (c customer) batch(n int) []byte {
+	return []byte(`{"tasks": [` + strings.TrimSuffix(strings.Repeat(c.task()+",", n), ",") + `]}`)
+}
+
+// signingKey of access tokens: one that this process's API gave is good at a muster process too.
+var signingKey = bytes.Repeat([]byte("k"), 32)
+
+// serve starts the HTTP API without rate limits and registers customers with it.
+func (f *fleet) serve(connections, customers int, plan string) []customer {
+	server, err := api.New(api.Config{Store: f.api, Enqueuer: enqueuer{f.turns}, Canceler: canceler{}, SigningKeys: [][]byte{signingKey}, Log: zerolog.Nop()})
 	f.h.must(err)
 	listener := httptest.NewServer(server.Handler())
 	f.h.Cleanup(listener.Close)
 	f.url = listener.URL
 	f.http = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: connections, MaxConnsPerHost: connections}}
-	system, n := store.NewSystem(f.env.System(f.h)), 0
-	return func(plan string) (uuid.UUID, string) {
-		n++
-		var in struct {
-			Workspace   struct{ ID string }
-			AccessToken string `json:"access_token"`
-		}
-		f.post("/v1/auth/register", "", map[string]string{"email": fmt.Sprintf("b%d@example.com", n), "password": "correct horse battery", "workspace_name": "b"}, &in)
-		ws, ok := store.ParseID(store.WorkspacePrefix, in.Workspace.ID)
-		p, known := store.PlanByID(plan)
-		if !ok || !known {
-			f.h.Fatalf("no workspace %q or no plan %q", in.Workspace.ID, plan)
-		}
-		_, err := system.SetPlan(context.Background(), ws, p, "", "", store.Operator{Name: "bench"})
-		f.h.must(err)
-		return ws, in.AccessToken
+	all := make([]customer, customers)
+	for i := range all {
+		all[i] = f.register(i, plan)
 	}
+	return all
 }
 
-func (f *fleet) post(path, token string, body, answer any) {
-	raw, err := json.Marshal(body)
+// register makes a customer as people do, and puts it on its plan as operators do.
+func (f *fleet) register(i int, plan string) customer {
+	var in struct {
+		Workspace   struct{ ID string }
+		AccessToken string `json:"access_token"`
+	}
+	body, err := json.Marshal(map[string]string{"email": fmt.Sprintf("b%d@example.com", i), "password": "correct horse battery", "workspace_name": "b"})
 	f.h.must(err)
-	f.h.must(f.send(path, token, raw, answer))
+	f.h.must(f.send("/v1/auth/register", "", body, &in))
+	ws, ok := store.ParseID(store.WorkspacePrefix, in.Workspace.ID)
+	p, known := store.PlanByID(plan)
+	if !ok || !known {
+		f.h.Fatalf("no workspace %q or no plan %q", in.Workspace.ID, plan)
+	}
+	_, err = store.NewSystem(f.env.System(f.h)).SetPlan(context.Background(), ws, p, "", "", store.Operator{Name: "bench"})
+	f.h.must(err)
+	return customer{f.tenant(ws, plan), in.AccessToken}
 }
 
 func (f *fleet) send(path, token string, raw []byte, answer any) error {
-	req, err := http.NewRequest("POST", f.url+path, bytes.NewReader(raw))
+	return post(f.http, f.url+path, token, raw, answer)
+}
+
+// post sends JSON and reads the answer, if it is wanted.
+func post(client *http.Client, url, token string, raw []byte, answer any) error {
+	req, err := http.NewRequest("POST", url, bytes.NewReader(raw))
 	if err != nil {
 		return err
 	}
@@ -180,7 +265,7 @@ func (f *fleet) send(path, token string, raw []byte, answer any) error {
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
-	res, err := f.http.Do(req)
+	res, err := client.Do(req)
 	if err != nil {
 		return err
 	}
@@ -190,7 +275,7 @@ func (f *fleet) send(path, token string, raw []byte, answer any) error {
 		return err
 	}
 	if res.StatusCode >= 300 {
-		return fmt.Errorf("POST %s: %d %s", path, res.StatusCode, strings.TrimSpace(string(got)))
+		return fmt.Errorf("POST %s: %d %s", url, res.StatusCode, strings.TrimSpace(string(got)))
 	}
 	if answer == nil {
 		return nil

@@ -1,40 +1,50 @@
 // Command bench measures Muster beside bare Asynq and River: the same work, the same machine, one run, private servers
-// with fsync on. It prints a table of medians with the ratio to Asynq and the share of the machine that strangers took,
-// and writes it as Markdown and JSON.
+// with fsync on. It prints a table of medians with ratios, targets and the share of the machine that strangers took, and
+// writes it as Markdown and JSON.
 //
-//	scripts/bench                     every case, 3 runs each
+//	scripts/bench                     every case, 3 runs each: 25 minutes
 //	scripts/bench --case drain,flood  these only
 //	scripts/bench --quick             a tenth of the work, 1 run: to see that it works
-//	scripts/bench --runs 5 --out docs/benchmarks
+//	scripts/bench --runs 5 --out figures
+//	scripts/bench --docs              puts the table into docs/benchmarks.md, and the figures into bench/results.json
+//
+// Each of Muster's bouts checks its own history (check.go) and fails when it is not exact: a figure of work that was lost,
+// done twice or not metered is none. The peers' bouts are in peers.go and beside the cases.
 //
 // It is a module of its own, so that the peers stay out of the product's dependencies.
 package main
 
 import (
-	"encoding/json"
+	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"math"
 	"os"
-	"runtime"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
 // figure is one measured number.
 type figure struct {
-	Name  string  `json:"name"`
-	Value float64 `json:"value"`
-	Unit  string  `json:"unit"`
+	Name  string
+	Value float64
+	Unit  string
 }
 
 // bout is one system doing one case's work.
 type bout struct {
 	Case, System string
 	run          func(h *host, scale int) []figure // scale divides the amount of work
+	once         bool                              // one run tells enough: it is long, or a sample by itself
+	full         bool                              // too long for --quick
 }
 
-// result is the medians of one bout's runs.
+// result is one figure of one bout over its runs.
 type result struct {
 	Case      string    `json:"case"`
 	System    string    `json:"system"`
@@ -42,127 +52,228 @@ type result struct {
 	Median    float64   `json:"median"`
 	Runs      []float64 `json:"runs"`
 	Unit      string    `json:"unit"`
-	Strangers float64   `json:"strangers"` // the most of any run, 0 to 1
+	Strangers *float64  `json:"strangers"` // the most of any run, 0 to 1; null: unknown
+	Measured  string    `json:"measured"`  // the UTC day
+}
+
+// options is the command line.
+type options struct {
+	cases []string // empty: all
+	quick bool
+	runs  int
+	out   string
+	docs  bool
 }
 
 func main() {
-	only := flag.String("case", "", "cases, comma-separated; default all")
-	quick := flag.Bool("quick", false, "a tenth of the work, one run")
-	runs := flag.Int("runs", 3, "runs of each case")
-	out := flag.String("out", "", "write OUT.md and OUT.json")
-	flag.Parse()
-	if flag.NArg() > 0 || *runs < 1 {
-		flag.Usage()
-		os.Exit(2)
+	if payload := os.Getenv(asynqVictim); payload != "" {
+		beAsynqVictim(payload)
+		return
 	}
-	scale := 1
-	if *quick {
-		scale, *runs = 10, 1
-	}
-	chosen := bouts
-	if *only != "" {
-		names := strings.Split(*only, ",")
-		for _, n := range names {
-			if !slices.ContainsFunc(bouts, func(b bout) bool { return b.Case == n }) {
-				fmt.Fprintf(os.Stderr, "bench: there is no case %q\n", n)
-				os.Exit(2)
-			}
-		}
-		chosen = slices.DeleteFunc(slices.Clone(bouts), func(b bout) bool { return !slices.Contains(names, b.Case) })
-	}
-	results, failed := measure(chosen, *runs, scale)
-	table := render(results, scale)
-	fmt.Print("\n", table)
-	if *out != "" {
-		raw, _ := json.MarshalIndent(results, "", "  ") // plain data: cannot fail
-		for file, content := range map[string][]byte{*out + ".md": []byte(table), *out + ".json": append(raw, '\n')} {
-			if err := os.WriteFile(file, content, 0o644); err != nil {
-				fmt.Fprintln(os.Stderr, "bench:", err)
-				failed = true
-			}
-		}
-	}
-	if failed {
-		os.Exit(1)
-	}
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// measure runs the bouts in rounds, all of them once per round, so that what disturbs the machine for a while disturbs
-// everybody.
-func measure(chosen []bout, runs, scale int) (results []result, failed bool) {
-	at := map[[3]string]int{}
-	began, done := time.Now(), 0
-	for range runs {
-		for _, b := range chosen {
-			progress(began, done, runs*len(chosen), b)
-			before := readCPU()
-			figures, err := within(func(h *host) []figure { return b.run(h, scale) })
-			taken := strangers(before, readCPU())
-			done++
-			if err != nil {
-				fmt.Fprintf(os.Stderr, "\nbench: %s, %s: %v\n", b.Case, b.System, err)
-				failed = true
-				continue
-			}
-			for _, f := range figures {
-				key := [3]string{b.Case, b.System, f.Name}
-				i, ok := at[key]
-				if !ok {
-					i = len(results)
-					at[key] = i
-					results = append(results, result{Case: b.Case, System: b.System, Name: f.Name, Unit: f.Unit})
-				}
-				results[i].Runs = append(results[i].Runs, f.Value)
-				results[i].Strangers = max(results[i].Strangers, taken)
+// Exit codes: 1 when a bout or its history fails, 2 for a wrong command line, 130 when interrupted.
+func run(args []string, stdout, stderr io.Writer) int {
+	o, err := parse(args, stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "bench:", err)
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	if err := adoptOrphans(); err != nil {
+		fmt.Fprintln(stderr, "bench: the CPU that strangers take will be too high:", err)
+	}
+	results, failed := measure(ctx, o, stderr)
+	if ctx.Err() != nil {
+		fmt.Fprintln(stderr, "\nbench: interrupted; the servers are gone")
+		return 130
+	}
+	fmt.Fprint(stdout, "\n", render(results, o.quick))
+	if err := publish(o, results); err != nil {
+		fmt.Fprintln(stderr, "bench:", err)
+		failed = true
+	}
+	if failed {
+		return 1
+	}
+	return 0
+}
+
+func parse(args []string, stderr io.Writer) (options, error) {
+	var o options
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	names := flags.String("case", "", "cases, comma-separated; default all: "+strings.Join(caseNames(), ","))
+	flags.BoolVar(&o.quick, "quick", false, "a tenth of the work, one run")
+	flags.IntVar(&o.runs, "runs", 3, "runs of each case, 1 to 100")
+	flags.StringVar(&o.out, "out", "", "write OUT.md and OUT.json")
+	flags.BoolVar(&o.docs, "docs", false, "write the table into docs/benchmarks.md and the figures into bench/results.json; with --case these cases' rows only")
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			flags.SetOutput(stderr)
+			flags.Usage()
+		}
+		return o, err
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if o.runs < 1 || o.runs > 100 {
+		return o, fmt.Errorf("--runs %d: want 1 to 100", o.runs)
+	}
+	if o.docs && o.quick {
+		return o, errors.New("--docs wants a full run, not --quick")
+	}
+	if o.quick {
+		o.runs = 1
+	}
+	if *names != "" {
+		o.cases = strings.Split(*names, ",")
+	}
+	for _, name := range o.cases {
+		if !slices.Contains(caseNames(), name) {
+			return o, fmt.Errorf("there is no case %q; there are %s", name, strings.Join(caseNames(), ", "))
+		}
+	}
+	return o, nil
+}
+
+func caseNames() (names []string) {
+	for _, b := range bouts() {
+		if !slices.Contains(names, b.Case) {
+			names = append(names, b.Case)
+		}
+	}
+	return names
+}
+
+// quickScale divides the work of a quick run.
+const quickScale = 10
+
+// measure runs the chosen bouts in rounds, all of them once per round, so that what disturbs the machine for a while
+// disturbs everybody. It goes on behind a bout that fails.
+func measure(ctx context.Context, o options, stderr io.Writer) (results []result, failed bool) {
+	scale := 1
+	if o.quick {
+		scale = quickScale
+	}
+	var plan []bout
+	for round := range o.runs {
+		for _, b := range bouts() {
+			chosen := len(o.cases) == 0 || slices.Contains(o.cases, b.Case)
+			if chosen && (!b.once || round == 0) && (!b.full || !o.quick) {
+				plan = append(plan, b)
 			}
 		}
 	}
-	progress(began, done, done, bout{})
-	for i := range results {
-		sorted := slices.Sorted(slices.Values(results[i].Runs))
-		results[i].Median = sorted[len(sorted)/2]
+	bar := newProgress(stderr, len(plan))
+	for _, b := range plan {
+		bar.next(b)
+		before := readCPU()
+		figures, err := within(ctx, func(h *host) []figure { return b.run(h, scale) })
+		taken := strangers(before, readCPU())
+		if ctx.Err() != nil {
+			return results, true
+		}
+		if err != nil {
+			bar.say(fmt.Sprintf("bench: %s, %s: %v", b.Case, b.System, err))
+			failed = true
+			continue
+		}
+		for _, f := range figures {
+			results = add(results, b, f, taken)
+		}
 	}
-	order := func(r result) int {
-		return slices.IndexFunc(bouts, func(b bout) bool { return b.Case == r.Case && b.System == r.System })
-	}
-	slices.SortStableFunc(results, func(a, b result) int { return order(a) - order(b) })
+	bar.end()
+	sortResults(results)
 	return results, failed
 }
 
-func progress(began time.Time, done, of int, b bout) {
+// add notes a figure of one run.
+func add(results []result, b bout, f figure, taken float64) []result {
+	i := slices.IndexFunc(results, func(r result) bool { return r.Case == b.Case && r.System == b.System && r.Name == f.Name })
+	if i < 0 {
+		i = len(results)
+		results = append(results, result{Case: b.Case, System: b.System, Name: f.Name, Unit: f.Unit, Measured: time.Now().UTC().Format(time.DateOnly)})
+	}
+	r := &results[i]
+	r.Runs = append(r.Runs, f.Value)
+	r.Median = median(r.Runs)
+	if !math.IsNaN(taken) && (r.Strangers == nil || *r.Strangers < taken) {
+		r.Strangers = &taken
+	}
+	return results
+}
+
+// sortResults brings results into the order of the bouts.
+func sortResults(results []result) {
+	all := bouts()
+	order := func(r result) int {
+		return slices.IndexFunc(all, func(b bout) bool { return b.Case == r.Case && b.System == r.System })
+	}
+	slices.SortStableFunc(results, func(a, b result) int { return order(a) - order(b) })
+}
+
+func median(values []float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	middle := len(sorted) / 2
+	if len(sorted)%2 == 0 {
+		return (sorted[middle-1] + sorted[middle]) / 2
+	}
+	return sorted[middle]
+}
+
+// progress is a bar on a terminal, and a line for each bout elsewhere.
+type progress struct {
+	to       io.Writer
+	terminal bool
+	began    time.Time
+	done, of int
+}
+
+func newProgress(to io.Writer, of int) *progress {
+	p := &progress{to: to, began: time.Now(), of: of, done: -1}
+	if f, ok := to.(*os.File); ok {
+		info, err := f.Stat()
+		p.terminal = err == nil && info.Mode()&os.ModeCharDevice != 0
+	}
+	return p
+}
+
+func (p *progress) next(b bout) {
+	p.done++
+	p.show(b.Case + ", " + b.System)
+}
+
+func (p *progress) show(what string) {
 	const width = 30
-	full := width * done / of
-	fmt.Fprintf(os.Stderr, "\r\033[K[%s%s] %d/%d %s %s %s", strings.Repeat("#", full), strings.Repeat(".", width-full), done, of,
-		time.Since(began).Round(time.Second), b.Case, b.System)
+	full := width * p.done / max(1, p.of)
+	line := fmt.Sprintf("[%s%s] %d/%d %s %s", strings.Repeat("#", full), strings.Repeat(".", width-full), p.done, p.of,
+		time.Since(p.began).Round(time.Second), what)
+	if p.terminal {
+		fmt.Fprint(p.to, "\r\033[K", line)
+	} else {
+		fmt.Fprintln(p.to, line)
+	}
 }
 
-// render makes the Markdown table.
-func render(results []result, scale int) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s, %d cores, %s, fsync on", time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), runtime.Version())
-	if scale > 1 {
-		fmt.Fprintf(&b, ", a %dth of the work", scale)
+// say writes a line that stays.
+func (p *progress) say(line string) {
+	if p.terminal {
+		fmt.Fprint(p.to, "\r\033[K")
 	}
-	b.WriteString(".\n\n| case | system | figure | median | runs | to Asynq | strangers' CPU |\n|---|---|---|---|---|---|---|\n")
-	for _, r := range results {
-		ratio := ""
-		for _, peer := range results {
-			if peer.Case == r.Case && peer.System == asynqSystem && peer.Name == r.Name && r.System != asynqSystem && peer.Median > 0 {
-				ratio = fmt.Sprintf("%.2f x", r.Median/peer.Median)
-			}
-		}
-		var each []string
-		for _, v := range r.Runs {
-			each = append(each, number(v))
-		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s %s | %s | %s | %s |\n", r.Case, r.System, r.Name, number(r.Median), r.Unit, strings.Join(each, ", "), ratio, percent(r.Strangers))
-	}
-	return b.String()
+	fmt.Fprintln(p.to, line)
 }
 
-func number(v float64) string {
-	if v >= 100 || v == float64(int64(v)) {
-		return fmt.Sprintf("%.0f", v)
+func (p *progress) end() {
+	p.done = p.of
+	p.show("")
+	if p.terminal {
+		fmt.Fprintln(p.to)
 	}
-	return fmt.Sprintf("%.2f", v)
 }
