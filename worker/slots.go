@@ -12,6 +12,7 @@ type slots struct {
 
 	mu    sync.Mutex
 	free  int
+	stuck int           // taken by agents that were given up, until they return
 	freed chan struct{} // closed when a slot is given back, then replaced
 }
 
@@ -48,13 +49,28 @@ func (s *slots) release(n int) {
 	s.freed = make(chan struct{})
 }
 
-// waitEmpty waits until no slot is taken; false when the limit passed before.
+// strand notes that a slot's agent has been given up: nobody waits for it any more. returned takes that back.
+func (s *slots) strand() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stuck++
+	close(s.freed) // who waits looks again
+	s.freed = make(chan struct{})
+}
+
+func (s *slots) returned() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stuck--
+}
+
+// waitEmpty waits until no slot is taken but by agents that were given up; false when the limit passed before.
 func (s *slots) waitEmpty(limit time.Duration) bool {
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	for {
 		s.mu.Lock()
-		empty, freed := s.free == s.size, s.freed
+		empty, freed := s.free+s.stuck == s.size, s.freed
 		s.mu.Unlock()
 		if empty {
 			return true

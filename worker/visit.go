@@ -99,7 +99,11 @@ func (w *Worker) work(v visit, a *attempt, task store.ClaimedTask) {
 		w.mu.Lock()
 		a.task, a.won = task.ID, true
 		w.mu.Unlock()
-		f := w.run(a.ctx, task)
+		f := w.run(a.ctx, v.lane, task)
+		if f == nil {
+			w.forget(map[uuid.UUID]*attempt{task.Lease: a})
+			return
+		}
 		var coming map[uuid.UUID]*attempt
 		if w.goesOn(v, time.Duration(f.Usage.AgentMS)*time.Millisecond) {
 			c := &store.Claim{Workspace: task.Workspace, Lease: uuid.New(), Worker: *w.id.Load()}
