@@ -16,6 +16,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -44,7 +46,8 @@ type Config struct {
 const (
 	defaultGrace = 5 * time.Second
 	startTimeout = 30 * time.Second
-	keptWords    = 4 << 10 // bytes of a child's last words
+	keptWords    = 64 << 10 // bytes of the end of what a child writes
+	toldWords    = 4 << 10  // bytes of it that Crash.Words has
 )
 
 // Starter starts children.
@@ -64,7 +67,7 @@ func New(cfg Config) *Starter {
 // Crash is the error of an attempt whose process died before the agent function had returned.
 type Crash struct {
 	How   string // "exit status 2", "signal: killed"
-	Words string // the last it wrote, for operators: it may hold a customer's content
+	Words string // of the last that it wrote, what Go's runtime says at a crash: reasons and stacks, no values
 }
 
 func (e *Crash) Error() string { return "the attempt's process ended: " + e.How }
@@ -290,8 +293,24 @@ func (w *lastWords) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// runtimeWords are lines of Go's runtime that hold no value of the program: a panic's would, a customer's content perhaps.
+var runtimeWords = regexp.MustCompile(`^(fatal error: |runtime: |\[signal |goroutine \d+ \[|created by |\t/)|^[\w./*()·-]+\([^ ]*\)$`)
+
 func (w *lastWords) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return string(w.kept)
+	var told strings.Builder
+	for line := range strings.Lines(string(w.kept)) {
+		line = strings.TrimRight(line, "\n")
+		if strings.HasPrefix(line, "panic: ") {
+			line = "panic"
+		} else if !runtimeWords.MatchString(line) {
+			continue
+		}
+		if told.Len()+len(line) > toldWords {
+			break
+		}
+		told.WriteString(line + "\n")
+	}
+	return told.String()
 }
