@@ -16,6 +16,7 @@ import (
 // Redis, and a turn that cannot be delivered is issued anew by the scheduler.
 type Enqueuer struct {
 	client  *asynq.Client
+	pipe    *Pipe
 	news    *announcer
 	turns   chan queued
 	wg      sync.WaitGroup
@@ -35,13 +36,14 @@ type queued struct {
 
 const (
 	enqueueBuffer  = 16_384 // turns waiting for Redis, about 1.5 MB
-	enqueueSenders = 8
+	enqueueSenders = 32     // they share round trips
 	enqueueTimeout = 5 * time.Second
 )
 
 // NewEnqueuer starts the senders on a connection that the caller keeps and closes after Close.
 func NewEnqueuer(rdb redis.UniversalClient, log zerolog.Logger) *Enqueuer {
-	e := &Enqueuer{client: asynq.NewClientFromRedisClient(rdb), news: newAnnouncer(rdb), turns: make(chan queued, enqueueBuffer), log: log}
+	pipe := NewPipe(rdb)
+	e := &Enqueuer{client: asynq.NewClientFromRedisClient(pipe), pipe: pipe, news: newAnnouncer(rdb), turns: make(chan queued, enqueueBuffer), log: log}
 	for range enqueueSenders {
 		e.wg.Add(1)
 		go e.send()
@@ -86,6 +88,7 @@ func (e *Enqueuer) Close() {
 	close(e.turns)
 	e.mu.Unlock()
 	e.wg.Wait()
+	_ = e.pipe.Close()
 	e.news.close()
 }
 

@@ -110,6 +110,10 @@ var catalogChecks = []struct{ rule, query, fix string }{
 		`SELECT p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace AND ` + ourSchemas + ` WHERE p.prosecdef
 			AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')`,
 		"ALTER FUNCTION %s SECURITY INVOKER"},
+	{"the line's functions must be granted to login roles alone",
+		`SELECT p.proname FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'line\_%'
+			AND (p.proacl IS NULL OR EXISTS (SELECT 1 FROM aclexplode(p.proacl) g WHERE g.grantee = 0))`,
+		"REVOKE ALL ON FUNCTION %s FROM PUBLIC"},
 	{"a unique constraint on a tenant's table must begin with workspace_id, or it tells that another's value exists",
 		`SELECT c.relname || '.' || i.relname FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class c ON c.oid = x.indrelid
 		JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'public'

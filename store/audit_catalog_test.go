@@ -47,6 +47,7 @@ func TestTheAuditFindsEachBrokenRule(t *testing.T) {
 		"an open log":                       {`GRANT DELETE ON audit_log TO muster_api`, "audit_log by muster_api: audit_log and metering_rows must be append-only"},
 		"a definer's view":                  {`CREATE VIEW peek AS SELECT * FROM tasks`, "peek: a view must be a security invoker"},
 		"a materialised view":               {`CREATE MATERIALIZED VIEW peek AS SELECT * FROM tasks`, "peek: a view must be a security invoker"},
+		"a function of the line for all":    {`GRANT EXECUTE ON FUNCTION line_end TO PUBLIC`, "line_end: the line's functions must be granted to login roles alone"},
 		"a definer's function":              {`CREATE FUNCTION leak() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS 'SELECT count(*) FROM tasks'`, "leak: no function may run with its owner's rights"},
 		"a global unique index":             {`CREATE UNIQUE INDEX tell ON tasks (agent, id)`, "tasks.tell: a unique constraint"},
 		"a column more":                     {`GRANT UPDATE (model) ON agents TO muster_worker`, "grant muster_worker agents columns: update model: this version does not say so"},

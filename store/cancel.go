@@ -145,7 +145,7 @@ func (w *Work) Retry(ctx context.Context, id uuid.UUID) error {
 		return errBacklogFull()
 	}
 	_, err = w.tx.ExecContext(ctx, `UPDATE tasks SET status = 'queued', max_attempts = max_attempts + first_max_attempts, finished_at = NULL,
-			run_at = NULL, cancel_requested_at = NULL, error = NULL, result = NULL, crashes = 0, losses = 0
+			run_at = NULL, cancel_requested_at = NULL, error = NULL, result = NULL, crashes = 0
 		WHERE workspace_id = $1 AND id = $2`, w.Workspace, id)
 	if err != nil {
 		return fmt.Errorf("requeue task %s: %w", id, err)

@@ -54,10 +54,6 @@ type ClaimedTask struct {
 	ReservedMS int             `db:"reserved_ms"` // the deadline; less than TimeoutMS when the quota allowed no more
 }
 
-// Suspect reports whether the task was running in so many crashes that it may be their cause: its attempts get a process
-// of their own.
-func (t ClaimedTask) Suspect() bool { return t.Crashes >= suspectCrashes }
-
 // claimAll admits tasks for the claims whose turns are current and issues the turns that are due, for every given
 // load row; it is settle with claims. Load rows are locked; finishes of the same transaction are done.
 func claimAll(ctx context.Context, tx *sqlx.Tx, loads []*load, claims []*Claim) (map[uuid.UUID]*Claimed, []Turn, error) {
@@ -165,9 +161,9 @@ func lease(ctx context.Context, tx *sqlx.Tx, loads []*load, admitted []admission
 		workspaces[i], tasks[i], leases[i], workers[i] = a.load.Workspace, a.task.Task, a.lease, a.claim.Worker
 		attempts[i], reserved[i] = int64(a.task.Attempt+1), int64(a.ms)
 	}
-	args := append([]any{pq.Array(workspaces), pq.Array(tasks), pq.Array(leases), pq.Array(workers), pq.Array(attempts), pq.Array(reserved)}, loadsArgs(loads)...)
+	args := append([]any{uuids(workspaces), uuids(tasks), uuids(leases), uuids(workers), bigints(attempts), bigints(reserved)}, loadsArgs(loads)...)
 	var rows []ClaimedTask
-	err = tx.SelectContext(ctx, &rows, leasingTasks, args...)
+	err = tx.SelectContext(ctx, &rows, `SELECT * FROM line_lease($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("insert leases: %w", err)
 	}
@@ -178,6 +174,7 @@ func lease(ctx context.Context, tx *sqlx.Tx, loads []*load, admitted []admission
 	for _, a := range admitted {
 		r := results[a.claim.Lease]
 		t, ok := won[a.lease]
+		t.Models = a.load.Models
 		switch {
 		case !ok:
 			dead = append(dead, a)
@@ -190,19 +187,6 @@ func lease(ctx context.Context, tx *sqlx.Tx, loads []*load, admitted []admission
 	return dead, nil
 }
 
-var leasingTasks = `WITH l AS (
-		INSERT INTO leases (workspace_id, task_id, id, worker_id, attempt, reserved_ms)
-		SELECT v.* FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::int[])
-			AS v (workspace_id, task_id, id, worker_id, attempt, reserved_ms)
-		WHERE EXISTS (SELECT 1 FROM workers w WHERE w.id = v.worker_id AND w.dead_at IS NULL)
-		RETURNING workspace_id, task_id, id, attempt, reserved_ms),
-	saved AS (` + savingLoads(6) + `)
-	SELECT ` + claimedColumns + ` FROM l JOIN tasks t ON t.workspace_id = l.workspace_id AND t.id = l.task_id`
-
-// claimedColumns select a ClaimedTask from a lease l and its task t.
-const claimedColumns = `t.workspace_id, t.id, l.id AS lease, l.attempt, t.crashes, t.agent, t.model, t.prompt, t.input, t.timeout_ms, l.reserved_ms,
-	(SELECT w.models FROM workspace_load w WHERE w.workspace_id = l.workspace_id) AS models`
-
 // ownClaims finds the claims that were committed before and only their answer got lost.
 func ownClaims(ctx context.Context, tx *sqlx.Tx, claims []*Claim) (map[uuid.UUID]*Claimed, error) {
 	var workspaces, leases []uuid.UUID
@@ -210,8 +194,9 @@ func ownClaims(ctx context.Context, tx *sqlx.Tx, claims []*Claim) (map[uuid.UUID
 		workspaces, leases = append(workspaces, c.Workspace), append(append(leases, c.Lease), c.More...)
 	}
 	var rows []ClaimedTask
-	err := tx.SelectContext(ctx, &rows, `SELECT `+claimedColumns+` FROM leases l JOIN tasks t ON t.workspace_id = l.workspace_id AND t.id = l.task_id
-		WHERE l.workspace_id = ANY($1) AND l.id = ANY($2)`, pq.Array(workspaces), pq.Array(leases))
+	err := tx.SelectContext(ctx, &rows, `SELECT t.workspace_id, t.id, l.id AS lease, l.attempt, t.crashes, t.agent, t.model, t.prompt, t.input, t.timeout_ms, l.reserved_ms, w.models
+		FROM leases l JOIN tasks t ON t.workspace_id = l.workspace_id AND t.id = l.task_id JOIN workspace_load w ON w.workspace_id = l.workspace_id
+		WHERE l.workspace_id = ANY($1) AND l.id = ANY($2)`, uuids(workspaces), uuids(leases))
 	if err != nil {
 		return nil, fmt.Errorf("recognise repeated claims: %w", err)
 	}

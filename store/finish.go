@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
-	"github.com/lib/pq"
 )
 
 // Outcome is how an attempt ended.
@@ -24,7 +23,7 @@ const (
 	HandedBack Outcome = "handed_back" // the worker is leaving: no attempt spent, nothing billed
 	QuotaCut   Outcome = "quota_cut"   // the quota ran out under it: no attempt spent, its time metered
 	BudgetCut  Outcome = "budget_cut"  // the provider budget did, likewise
-	Crashed    Outcome = "crashed"     // its worker died, as the scheduler says; or its own process, see Finish.Apart
+	Crashed    Outcome = "crashed"     // its worker died; only the scheduler says so
 )
 
 // Finish ends an attempt. Lease is the token it was claimed with; when the task is no longer held under it, nothing
@@ -45,18 +44,9 @@ type Finish struct {
 	// CustomerFault: a Failed attempt is billable only when the customer's own input was at fault.
 	CustomerFault bool
 
-	// Apart: a Crashed attempt had a process of its own, and that died. Otherwise its worker did, with all that it ran.
-	Apart bool
-
-	losses int // of a Crashed one: workers that died with the task while it ran apart, before; see recoverLeases
-
 	// NeedsMicroUSD is the call that did not fit, of a BudgetCut: the task is not tried again before it does.
 	NeedsMicroUSD int64
 }
-
-// CodeAgentCrashed is the error of an attempt whose own process died: what its worker says itself, other than of a crash
-// of the worker.
-const CodeAgentCrashed = "agent_crashed"
 
 // AttemptUsage is what one attempt used. The four token counts are disjoint.
 type AttemptUsage struct {
@@ -76,18 +66,12 @@ type Finished struct {
 	Next     *Claimed // the answer to Finish.Next
 	Turn     *Turn    // to enqueue
 	Notice   int      // 80 or 100: that share of the quota was passed by this finish, for the first time this period
-
-	apart bool // the task was a suspect and had a process of its own
 }
 
-// Crash limits. Of the tasks that a dying worker ran, any may be the cause, so each bears the crash. With the second one
-// a task is a suspect: from then on it waits before it runs, and runs in a process of its own. There only the death of that
-// process counts against it, and the third one fails it. A worker that dies all the same proves nothing against a suspect;
-// only when that goes on and on does the task end, so that it ends at all.
+// Crash limits: from the second crash on a task waits before it runs again, so that it meets other neighbours, and the
+// last one fails it.
 const (
-	suspectCrashes = 2
-	maxCrashes     = suspectCrashes + 3
-	maxLosses      = 10
+	maxCrashes     = 5
 	crashDelay     = 5 * time.Second // doubles with each crash from the second on
 	firstRetry     = 1 * time.Second // doubles with each attempt
 	longestRetry   = 5 * time.Minute
@@ -152,21 +136,12 @@ func decide(f *Finish, h held) move {
 		m.status, m.attempt, m.err, m.needs = StatusQueued, h.Spent, nil, f.NeedsMicroUSD
 	case Crashed:
 		m.status, m.attempt, m.err, m.crashes = StatusQueued, h.Spent, nil, h.Crashes+1
-		losses := f.losses
-		if h.Crashes >= suspectCrashes && !f.Apart {
-			m.crashes, losses = h.Crashes, losses+1
+		if m.crashes >= 2 {
+			m.status, m.delay = StatusScheduled, backoff(crashDelay, m.crashes-2)
 		}
-		if m.crashes >= suspectCrashes {
-			m.status, m.delay = StatusScheduled, backoff(crashDelay, m.crashes-suspectCrashes+losses)
-		}
-		switch {
-		case m.crashes >= maxCrashes:
+		if m.crashes >= maxCrashes {
 			m.status = StatusFailed
-			m.err = &TaskError{Code: "worker_crashed", Message: fmt.Sprintf("%d processes died while running this task, %d of them on its own account",
-				m.crashes, m.crashes-suspectCrashes)}
-		case losses >= maxLosses:
-			m.status = StatusFailed
-			m.err = &TaskError{Code: "worker_crashed", Message: fmt.Sprintf("%d workers died while running this task", m.crashes+losses)}
+			m.err = &TaskError{Code: "worker_crashed", Message: fmt.Sprintf("%d workers died while running this task", m.crashes)}
 		}
 	}
 	if h.AskedToStop && !Final(m.status) { // a cancelled task is never run again
@@ -205,13 +180,7 @@ func finishAll(ctx context.Context, tx *sqlx.Tx, n *notes, loads map[uuid.UUID]*
 		results[f.Lease] = &Finished{}
 	}
 	var ended []held
-	err := tx.SelectContext(ctx, &ended, `DELETE FROM leases l
-		USING unnest($1::uuid[], $2::uuid[], $3::uuid[]) AS v (workspace_id, task_id, id), tasks t
-		WHERE l.workspace_id = v.workspace_id AND l.task_id = v.task_id AND l.id = v.id
-			AND t.workspace_id = v.workspace_id AND t.id = v.task_id
-		RETURNING l.workspace_id, l.task_id, l.id, l.worker_id, l.attempt, l.reserved_ms, l.claimed_at, t.attempt AS spent,
-			t.max_attempts, t.crashes, t.cancel_requested_at IS NOT NULL AS asked_to_stop, t.agent, t.model, t.api_key_id`,
-		pq.Array(workspaces), pq.Array(tasks), pq.Array(leases))
+	err := tx.SelectContext(ctx, &ended, `SELECT * FROM line_end($1, $2, $3)`, uuids(workspaces), uuids(tasks), uuids(leases))
 	if err != nil {
 		return nil, fmt.Errorf("end leases: %w", err)
 	}
@@ -221,7 +190,7 @@ func finishAll(ctx context.Context, tx *sqlx.Tx, n *notes, loads map[uuid.UUID]*
 		f.Usage.AgentMS = min(max(f.Usage.AgentMS, 0), h.ReservedMS) // what overshot the deadline is ours
 		moves[i] = decide(f, h)
 		r := results[h.Lease]
-		r.Accepted, r.Status, r.apart = true, moves[i].status, h.Crashes >= suspectCrashes
+		r.Accepted, r.Status = true, moves[i].status
 		if !Final(moves[i].status) {
 			l.Waiting++
 		}
@@ -260,8 +229,8 @@ func recognise(ctx context.Context, tx *sqlx.Tx, results map[uuid.UUID]*Finished
 		Status string    `db:"status"`
 	}
 	err := tx.SelectContext(ctx, &own, `SELECT a.id, t.status FROM unnest($1::uuid[], $2::uuid[]) AS v (workspace_id, id)
-		JOIN attempts a ON a.workspace_id = v.workspace_id AND a.id = v.id AND (a.outcome <> 'crashed' OR a.error->>'code' = '`+CodeAgentCrashed+`')
-		JOIN tasks t ON t.workspace_id = a.workspace_id AND t.id = a.task_id`, pq.Array(workspaces), pq.Array(leases))
+		JOIN attempts a ON a.workspace_id = v.workspace_id AND a.id = v.id AND a.outcome <> 'crashed'
+		JOIN tasks t ON t.workspace_id = a.workspace_id AND t.id = a.task_id`, uuids(workspaces), uuids(leases))
 	if err != nil {
 		return fmt.Errorf("recognise repeated finishes: %w", err)
 	}
@@ -281,62 +250,41 @@ func book(ctx context.Context, tx *sqlx.Tx, loads map[uuid.UUID]*load, byLease m
 	}
 	workspaces, ids, leases, workers := make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n)
 	statuses, spent, crashes, delays := make([]string, n), make([]int64, n), make([]int64, n), make([]int64, n)
-	started, results, taskErrs, needs := make([]string, n), make([]*string, n), make([]*string, n), make([]int64, n)
-	attempts, outcomes, billable, errs := make([]int64, n), make([]string, n), make([]bool, n), make([]*string, n)
+	started, results, taskErrs, needs := make([]*time.Time, n), make([][]byte, n), make([][]byte, n), make([]int64, n)
+	attempts, outcomes, billable, errs := make([]int64, n), make([]string, n), make([]bool, n), make([][]byte, n)
 	agentMS, calls, cost := make([]int64, n), make([]int64, n), make([]int64, n)
 	in, out, read, write := make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n)
-	for i, h := range ended {
+	for i := range ended {
+		h := &ended[i]
 		f, m := byLease[h.Lease], moves[i]
 		workspaces[i], ids[i], leases[i], workers[i] = h.Workspace, h.Task, h.Lease, h.Worker
 		statuses[i], spent[i], crashes[i], delays[i] = m.status, int64(m.attempt), int64(m.crashes), m.delay.Milliseconds()
-		started[i], taskErrs[i], needs[i] = h.ClaimedAt.UTC().Format(time.RFC3339Nano), m.err.json(), m.needs
+		started[i], taskErrs[i], needs[i] = &h.ClaimedAt, m.err.json(), m.needs
 		if m.status == StatusSucceeded && len(f.Result) > 0 {
-			s := string(f.Result)
-			results[i] = &s
+			results[i] = f.Result
 		}
 		attempts[i], outcomes[i], billable[i], errs[i] = int64(h.Attempt), string(f.Outcome), f.billable(), f.Error.json()
 		u := f.Usage
 		agentMS[i], calls[i], cost[i] = u.AgentMS, u.ProviderCalls, u.CostMicroUSD
 		in[i], out[i], read[i], write[i] = u.InputTokens, u.OutputTokens, u.CacheReadTokens, u.CacheWriteTokens
 	}
-	args := append([]any{pq.Array(workspaces), pq.Array(ids), pq.Array(leases), pq.Array(workers), pq.Array(statuses), pq.Array(spent), pq.Array(crashes),
-		pq.Array(delays), pq.Array(started), pq.Array(results), pq.Array(taskErrs), pq.Array(needs), pq.Array(attempts), pq.Array(outcomes),
-		pq.Array(billable), pq.Array(errs), pq.Array(agentMS), pq.Array(calls), pq.Array(cost), pq.Array(in), pq.Array(out), pq.Array(read), pq.Array(write)},
+	args := append([]any{uuids(workspaces), uuids(ids), uuids(leases), uuids(workers), texts(statuses), bigints(spent), bigints(crashes),
+		bigints(delays), times(started), jsonbs(results), jsonbs(taskErrs), bigints(needs), bigints(attempts), texts(outcomes),
+		bools(billable), jsonbs(errs), bigints(agentMS), bigints(calls), bigints(cost), bigints(in), bigints(out), bigints(read), bigints(write)},
 		meteringArgs(loads, byLease, ended, moves)...)
-	if _, err := tx.ExecContext(ctx, bookingFinishes, args...); err != nil {
+	_, err := tx.ExecContext(ctx, `SELECT line_book($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+		$21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33)`, args...)
+	if err != nil {
 		return fmt.Errorf("book finished attempts: %w", err)
 	}
 	return nil
 }
 
-var bookingFinishes = `WITH v AS MATERIALIZED (
-		SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::int[], $7::int[], $8::bigint[], $9::timestamptz[],
-			$10::jsonb[], $11::jsonb[], $12::bigint[], $13::int[], $14::text[], $15::bool[], $16::jsonb[], $17::bigint[], $18::int[], $19::bigint[],
-			$20::bigint[], $21::bigint[], $22::bigint[], $23::bigint[])
-			AS v (workspace_id, task_id, lease_id, worker_id, status, spent, crashes, delay_ms, started_at, result, task_error, needs, attempt,
-				outcome, billable, error, agent_ms, calls, cost, input, output, cache_read, cache_write)),
-	task AS (
-		UPDATE tasks t SET status = v.status, attempt = v.spent, crashes = v.crashes,
-			run_at = CASE WHEN v.status = 'scheduled' THEN now() + v.delay_ms * interval '1 millisecond' ELSE t.run_at END,
-			started_at = coalesce(t.started_at, v.started_at),
-			finished_at = CASE WHEN v.status IN ('succeeded', 'failed', 'canceled') THEN now() END,
-			result = v.result, error = v.task_error, agent_ms = t.agent_ms + v.agent_ms, provider_calls = t.provider_calls + v.calls,
-			input_tokens = t.input_tokens + v.input, output_tokens = t.output_tokens + v.output, cost_microusd = t.cost_microusd + v.cost,
-			needs_microusd = v.needs
-		FROM v WHERE t.workspace_id = v.workspace_id AND t.id = v.task_id),
-	attempted AS (
-		INSERT INTO attempts (workspace_id, id, task_id, worker_id, attempt, outcome, billable, error, started_at,
-			agent_ms, provider_calls, cost_microusd, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens)
-		SELECT workspace_id, lease_id, task_id, worker_id, attempt, outcome, billable, error, started_at,
-			agent_ms, calls, cost, input, output, cache_read, cache_write FROM v)
-	` + meteringRows(23)
-
 // json renders e for a jsonb parameter, nil for none.
-func (e *TaskError) json() *string {
+func (e *TaskError) json() []byte {
 	if e == nil {
 		return nil
 	}
 	raw, _ := json.Marshal(e) // two strings and a bool: cannot fail
-	s := string(raw)
-	return &s
+	return raw
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"runtime"
 	"sync"
 
 	"github.com/google/uuid"
@@ -129,6 +130,7 @@ func (f *Fleet) runLane(lane chan *op) {
 	batch := make([]*op, 0, maxBatch)
 	for first := range lane {
 		batch = append(batch[:0], first)
+		runtime.Gosched()
 	collect:
 		for len(batch) < maxBatch {
 			select {

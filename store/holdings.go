@@ -37,7 +37,7 @@ var Holdings = []Holding{
 		Export: []string{"id>task_", "status", "agent", "model", "prompt", "input", "metadata", "priority", "timeout_ms", "attempt", "max_attempts", "crashes",
 			"api_key_id>key_", "created_by_user>usr_", "run_at", "created_at", "started_at", "finished_at", "cancel_requested_at", "expires_at", "erased_at", "result", "error",
 			"agent_ms", "provider_calls", "input_tokens", "output_tokens", "cost_microusd"},
-		Withheld: []string{"first_max_attempts", "needs_microusd", "losses"},
+		Withheld: []string{"first_max_attempts", "needs_microusd"},
 		erase:    `DELETE FROM tasks WHERE workspace_id = $1 AND id = ANY($2)`},
 	{Table: "attempts", Fate: FateErased, Why: "the figures that metering rows stand on; error texts go", key: []string{"id:uuid"},
 		Export: []string{"id>att_", "task_id>task_", "attempt", "outcome", "billable", "error", "started_at", "finished_at", "agent_ms", "provider_calls",

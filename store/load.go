@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -40,6 +39,7 @@ type load struct {
 	Period     time.Time      `db:"period"`
 	UsedMS     int64          `db:"used_ms"`
 	Leaving    bool           `db:"leaving"` // the workspace is being deleted: nothing is submitted, claimed or retried
+	Models     pq.StringArray `db:"models"`  // that its tasks may run on, see AllowsModel
 	Now        time.Time      `db:"now"`     // the database's clock in this transaction
 
 	Overage        bool  `db:"overage_enabled"`
@@ -56,7 +56,7 @@ type load struct {
 }
 
 // loadColumns select a load of workspace_load w. A period that has passed reads as a fresh one; saveLoads writes it down.
-var loadColumns = `w.workspace_id, w.queue, w.cap, w.max_waiting, w.waiting, w.paused, w.turn, w.turn_at, w.quota_ms, w.leaving, now() AS now,
+var loadColumns = `w.workspace_id, w.queue, w.cap, w.max_waiting, w.waiting, w.paused, w.turn, w.turn_at, w.quota_ms, w.leaving, w.models, now() AS now,
 	w.overage_enabled, w.spend_cap_cents, w.overage_allowance_ms, w.provider_budget_microusd, w.max_task_cost_microusd,
 	greatest(w.period, ` + currentPeriod + `) AS period, ` + usedNow("used_ms") + ` AS used_ms, ` + usedNow("overage_used_ms") + ` AS overage_used_ms,
 	` + usedNow("provider_used_microusd") + ` AS provider_used_microusd`
@@ -69,20 +69,20 @@ const (
 
 // lockLoads locks the load rows of the given workspaces in id order and returns them; unknown ones are left out.
 func lockLoads(ctx context.Context, tx *sqlx.Tx, workspaces []uuid.UUID) ([]*load, error) {
-	return selectLoads(ctx, tx, workspaces, `FOR NO KEY UPDATE`)
+	var loads []*load
+	if err := tx.SelectContext(ctx, &loads, `SELECT * FROM line_lock($1)`, uuids(workspaces)); err != nil {
+		return nil, fmt.Errorf("lock load rows: %w", err)
+	}
+	return loads, nil
 }
 
 // lockFreeLoads leaves out rows that somebody holds.
 func lockFreeLoads(ctx context.Context, tx *sqlx.Tx, workspaces []uuid.UUID) ([]*load, error) {
-	return selectLoads(ctx, tx, workspaces, `FOR NO KEY UPDATE SKIP LOCKED`)
-}
-
-func selectLoads(ctx context.Context, tx *sqlx.Tx, workspaces []uuid.UUID, lock string) ([]*load, error) {
 	var loads []*load
 	err := tx.SelectContext(ctx, &loads, `SELECT `+loadColumns+` FROM workspace_load w
-		WHERE w.workspace_id = ANY($1) ORDER BY w.workspace_id `+lock, pq.Array(workspaces))
+		WHERE w.workspace_id = ANY($1) ORDER BY w.workspace_id FOR NO KEY UPDATE SKIP LOCKED`, uuids(workspaces))
 	if err != nil {
-		return nil, fmt.Errorf("lock load rows: %w", err)
+		return nil, fmt.Errorf("lock free load rows: %w", err)
 	}
 	return loads, nil
 }
@@ -154,15 +154,7 @@ func look(ctx context.Context, tx *sqlx.Tx, loads []*load, n int) (map[uuid.UUID
 		Attempt   *int          `db:"attempt"`
 		Needs     *int64        `db:"needs_microusd"`
 	}
-	err := tx.SelectContext(ctx, &rows, `SELECT w.id AS workspace_id, r.running, r.reserved, t.id, t.timeout_ms, t.attempt, t.needs_microusd
-		FROM unnest($1::uuid[]) w (id)
-		CROSS JOIN LATERAL (
-			SELECT count(*) AS running, coalesce(sum(reserved_ms), 0)::bigint AS reserved FROM leases WHERE workspace_id = w.id) r
-		LEFT JOIN LATERAL (
-			SELECT t.id, t.timeout_ms, t.attempt, t.priority, t.needs_microusd FROM tasks t WHERE t.workspace_id = w.id AND t.status = 'queued'
-				AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = t.workspace_id AND l.task_id = t.id)
-			ORDER BY t.priority DESC, t.id LIMIT $2) t ON true
-		ORDER BY w.id, t.priority DESC, t.id`, pq.Array(workspacesOf(loads)), n)
+	err := tx.SelectContext(ctx, &rows, `SELECT * FROM line_look($1, $2)`, uuids(workspacesOf(loads)), n)
 	if err != nil {
 		return nil, fmt.Errorf("look for runnable work: %w", err)
 	}
@@ -210,45 +202,21 @@ func (l *load) issueFor(best []runnable) []Turn {
 
 // saveLoads writes what the line changes in load rows. Limits are written by their own statements (workspaces.go).
 func saveLoads(ctx context.Context, tx *sqlx.Tx, loads []*load) error {
-	if _, err := tx.ExecContext(ctx, savingLoads(0), loadsArgs(loads)...); err != nil {
+	if _, err := tx.ExecContext(ctx, `SELECT line_save($1, $2, $3, $4, $5, $6, $7, $8)`, loadsArgs(loads)...); err != nil {
 		return fmt.Errorf("save load rows: %w", err)
 	}
 	return nil
 }
 
-// savingLoads is the statement that saves load rows, with its parameters (loadsArgs) behind the first so many.
-func savingLoads(after int) string {
-	return `UPDATE workspace_load w
-		SET waiting = v.waiting, turn = v.turn, turn_at = v.turn_at, period = v.period, used_ms = v.used_ms,
-			overage_used_ms = v.overage_used_ms, provider_used_microusd = v.provider_used_microusd
-		FROM ` + unnest(after, "uuid", "int", "uuid", "timestamptz", "date", "bigint", "bigint", "bigint") + `
-			AS v (id, waiting, turn, turn_at, period, used_ms, overage_used_ms, provider_used_microusd)
-		WHERE w.workspace_id = v.id`
-}
-
-// unnest makes rows of array parameters, which stand behind the first so many.
-func unnest(after int, types ...string) string {
-	arrays := make([]string, len(types))
-	for i, t := range types {
-		arrays[i] = fmt.Sprintf("$%d::%s[]", after+i+1, t)
-	}
-	return "unnest(" + strings.Join(arrays, ", ") + ")"
-}
-
 func loadsArgs(loads []*load) []any {
-	ids, waiting := workspacesOf(loads), make([]int64, len(loads))
-	turns, turnsAt := make([]*string, len(loads)), make([]*string, len(loads))
-	periods, used := make([]string, len(loads)), make([]int64, len(loads))
-	overage, spent := make([]int64, len(loads)), make([]int64, len(loads))
+	n := len(loads)
+	waiting, turns, turnsAt, periods := make([]int64, n), make([]*uuid.UUID, n), make([]*time.Time, n), make([]time.Time, n)
+	used, overage, spent := make([]int64, n), make([]int64, n), make([]int64, n)
 	for i, l := range loads {
-		waiting[i], used[i], overage[i], spent[i] = int64(l.Waiting), l.UsedMS, l.OverageMS, l.SpentMicroUSD
-		periods[i] = l.Period.Format(time.DateOnly)
-		if l.Turn != nil {
-			turn, at := l.Turn.String(), l.TurnAt.UTC().Format(time.RFC3339Nano)
-			turns[i], turnsAt[i] = &turn, &at
-		}
+		waiting[i], turns[i], turnsAt[i], periods[i] = int64(l.Waiting), l.Turn, l.TurnAt, l.Period
+		used[i], overage[i], spent[i] = l.UsedMS, l.OverageMS, l.SpentMicroUSD
 	}
-	return []any{pq.Array(ids), pq.Array(waiting), pq.Array(turns), pq.Array(turnsAt), pq.Array(periods), pq.Array(used), pq.Array(overage), pq.Array(spent)}
+	return []any{uuids(workspacesOf(loads)), bigints(waiting), nullUUIDs(turns), times(turnsAt), dates(periods), bigints(used), bigints(overage), bigints(spent)}
 }
 
 func workspacesOf(loads []*load) []uuid.UUID {

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/lib/pq"
 )
 
 // The meters. Quantities are whole numbers of the unit in the name; MeterTasks counts tasks that reached a final
@@ -20,30 +19,23 @@ const (
 	MeterProviderCost     = "provider_cost_microusd"
 )
 
-// meteringRows is the statement that writes one row per attempt and meter, in the transaction that ends the attempt:
-// agent_ms always, the others when they are not zero; its parameters stand behind the first so many. The primary key
-// makes a second booking of the same attempt impossible. Day and period come from the database's clock here, so a task
-// that runs over midnight counts whole where it finished. A transaction that began before the month turned may get the
-// load row after one that turned its period: its rows count in the period that its time is used from.
-func meteringRows(after int) string {
-	return `INSERT INTO metering_rows (workspace_id, attempt_id, task_id, meter, quantity, billable, agent, model, api_key_id, day)
-		SELECT v.workspace_id, v.attempt_id, v.task_id, v.meter, v.quantity, v.billable, v.agent, v.model, v.api_key_id, greatest(` + currentDay + `, v.period)
-		FROM ` + unnest(after, "uuid", "uuid", "uuid", "text", "bigint", "bool", "text", "text", "uuid", "date") + `
-			AS v (workspace_id, attempt_id, task_id, meter, quantity, billable, agent, model, api_key_id, period)`
-}
-
+// meteringArgs are the rows that line_book writes, one per attempt and meter, in the transaction that ends the attempt:
+// agent_ms always, the others when they are not zero. The primary key makes a second booking of the same attempt
+// impossible. Day and period come from the database's clock there, so a task that runs over midnight counts whole where it
+// finished. A transaction that began before the month turned may get the load row after one that turned its period: its
+// rows count in the period that its time is used from.
 func meteringArgs(loads map[uuid.UUID]*load, byLease map[uuid.UUID]*Finish, ended []held, moves []move) []any {
 	var workspaces, attempts, tasks []uuid.UUID
-	var meters, agents, models, periods []string
+	var meters, agents, models []string
+	var periods []time.Time
 	var quantities []int64
 	var billable []bool
-	var keys []*string
+	var keys []*uuid.UUID
 	for i, h := range ended {
 		f := byLease[h.Lease]
-		var key *string
+		var key *uuid.UUID
 		if h.APIKeyID.Valid {
-			k := h.APIKeyID.UUID.String()
-			key = &k
+			key = &h.APIKeyID.UUID
 		}
 		var final int64
 		if Final(moves[i].status) {
@@ -63,9 +55,9 @@ func meteringArgs(loads map[uuid.UUID]*load, byLease map[uuid.UUID]*Finish, ende
 			workspaces, attempts, tasks = append(workspaces, h.Workspace), append(attempts, h.Lease), append(tasks, h.Task)
 			meters, quantities, billable = append(meters, row.meter), append(quantities, row.quantity), append(billable, f.billable())
 			agents, models, keys = append(agents, h.Agent), append(models, h.Model), append(keys, key)
-			periods = append(periods, loads[h.Workspace].Period.Format(time.DateOnly))
+			periods = append(periods, loads[h.Workspace].Period)
 		}
 	}
-	return []any{pq.Array(workspaces), pq.Array(attempts), pq.Array(tasks), pq.Array(meters), pq.Array(quantities), pq.Array(billable),
-		pq.Array(agents), pq.Array(models), pq.Array(keys), pq.Array(periods)}
+	return []any{uuids(workspaces), uuids(attempts), uuids(tasks), texts(meters), bigints(quantities), bools(billable),
+		texts(agents), texts(models), nullUUIDs(keys), dates(periods)}
 }

@@ -2,6 +2,8 @@ package worker
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -9,14 +11,17 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// gate is the Redis client that a lane's Asynq server gets. It passes everything on except the server's fetches:
+// gate is the Redis client that the Asynq server gets. It passes everything on except the server's fetches:
 //
 //   - A fetch waits for a free slot and reserves it, so that no turn is popped to wait behind a long task.
-//   - A fetch of a queue that was found empty waits for an announcement (jobs.WatchTurns) instead of asking Redis again;
-//     announcements may be lost, so after lookInterval it asks all the same.
+//   - Which queue it pops from is for the shares to say (shares.go), whichever one Asynq asks for.
+//   - While several slots are free it pops for all of them in one round trip and hands the turns out one by one: Asynq
+//     fetches one after the other, and a round trip for each would bound the worker.
+//   - A queue that was found empty waits for an announcement (jobs.WatchTurns) instead of being asked again; announcements
+//     may be lost, so after lookInterval it is asked all the same.
 //
-// It knows a fetch by the shape of its script's keys (isFetch). Asynq's version is pinned and
-// TestGateKnowsAsynqsFetch fails when the shape changes; without the gate an idle server would poll.
+// It knows a fetch by the shape of its script's keys and arguments (isFetch). Asynq's version is pinned and TestGate fails when the
+// shape changes; without the gate an idle server would poll.
 type gate struct {
 	redis.UniversalClient
 	slots        *slots
@@ -25,7 +30,9 @@ type gate struct {
 	stopping     <-chan struct{}
 
 	mu        sync.Mutex
-	handing   int // slots reserved for turns that were popped and not handed to the handler yet
+	popped    []*redis.Cmd   // turns that wait for Asynq's next fetch, each with a slot
+	ahead     int            // how many to pop at once, at least 1: doubled while Redis has as many, else what it had
+	handing   map[string]int // queue → slots reserved for turns that were popped and not handed to the handler yet
 	poppedAt  time.Time
 	heard     chan struct{} // closed at an announcement, then replaced
 	news      uint64        // announcements so far
@@ -41,127 +48,126 @@ const (
 	handLimit     = time.Second      // a popped turn reaches its handler far sooner, or never (a message that Asynq cannot read)
 	idleAge       = 5 * time.Millisecond
 	newcomerLimit = time.Second // for how long a newcomer keeps slots from going on
+	maxAhead      = 32
 )
 
-func newGate(rdb redis.UniversalClient, s *slots, queues []string, lookInterval time.Duration, stopping <-chan struct{}) *gate {
-	return &gate{UniversalClient: rdb, slots: s, queues: queues, lookInterval: lookInterval, stopping: stopping,
-		heard: make(chan struct{}), emptyAt: map[string]time.Time{}, newcomers: map[string]time.Time{}}
+func newGate(rdb redis.UniversalClient, s *slots, lookInterval time.Duration, stopping <-chan struct{}) *gate {
+	return &gate{UniversalClient: rdb, slots: s, queues: slices.Sorted(maps.Keys(s.weights)), lookInterval: lookInterval, stopping: stopping, ahead: 1,
+		handing: map[string]int{}, heard: make(chan struct{}), emptyAt: map[string]time.Time{}, newcomers: map[string]time.Time{}}
 }
 
 // EvalSha is how Asynq runs its scripts.
 func (g *gate) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
-	if queue, ok := isFetch(keys); ok {
-		return g.fetch(ctx, queue, func() *redis.Cmd { return g.UniversalClient.EvalSha(ctx, sha, keys, args...) })
+	if isFetch(keys, args) {
+		return g.fetch(ctx, func(p redis.Pipeliner, queue string) *redis.Cmd {
+			return p.EvalSha(ctx, sha, fetchKeys(queue), args[0], taskPrefix(queue))
+		})
 	}
 	return g.UniversalClient.EvalSha(ctx, sha, keys, args...)
 }
 
 // Eval is how Asynq runs a script that Redis does not know yet.
 func (g *gate) Eval(ctx context.Context, script string, keys []string, args ...any) *redis.Cmd {
-	if queue, ok := isFetch(keys); ok {
-		return g.fetch(ctx, queue, func() *redis.Cmd { return g.UniversalClient.Eval(ctx, script, keys, args...) })
+	if isFetch(keys, args) {
+		return g.fetch(ctx, func(p redis.Pipeliner, queue string) *redis.Cmd {
+			return p.Eval(ctx, script, fetchKeys(queue), args[0], taskPrefix(queue))
+		})
 	}
 	return g.UniversalClient.Eval(ctx, script, keys, args...)
 }
 
-// isFetch knows Asynq's dequeue script by its keys: asynq:{QUEUE}:pending, :paused, :active, :lease.
-func isFetch(keys []string) (queue string, ok bool) {
-	if len(keys) != 4 || !strings.HasSuffix(keys[1], "}:paused") || !strings.HasSuffix(keys[2], "}:active") || !strings.HasSuffix(keys[3], "}:lease") {
-		return "", false
+// isFetch knows Asynq's dequeue script by its keys and arguments: the lease's end and the prefix of the queue's tasks.
+func isFetch(keys []string, args []any) bool {
+	if len(keys) != 4 || len(args) != 2 {
+		return false
 	}
-	queue, ok = strings.CutPrefix(keys[0], "asynq:{")
+	queue, ok := strings.CutPrefix(keys[0], "asynq:{")
 	if !ok {
-		return "", false
+		return false
 	}
-	return strings.CutSuffix(queue, "}:pending")
+	queue, ok = strings.CutSuffix(queue, "}:pending")
+	return ok && slices.Equal(keys, fetchKeys(queue)) && args[1] == taskPrefix(queue)
 }
 
-func pendingKey(queue string) string { return "asynq:{" + queue + "}:pending" }
+func fetchKeys(queue string) []string {
+	key := "asynq:{" + queue + "}:"
+	return []string{key + "pending", key + "paused", key + "active", key + "lease"}
+}
 
-func (g *gate) fetch(ctx context.Context, queue string, pop func() *redis.Cmd) *redis.Cmd {
+func taskPrefix(queue string) string { return "asynq:{" + queue + "}:t:" }
+
+// fetch returns one turn, as Asynq's script would, when there are a turn and a slot for it; nothing when the worker stops.
+func (g *gate) fetch(ctx context.Context, pop func(p redis.Pipeliner, queue string) *redis.Cmd) *redis.Cmd {
 	nothing := redis.NewCmd(ctx)
 	nothing.SetErr(redis.Nil)
 	for {
-		wait, skip := g.lookAgain(queue)
-		if skip {
-			return nothing
-		}
-		if wait != nil && !g.sleep(wait) {
-			return nothing
-		}
-		if wait != nil {
-			continue
-		}
-		if freed := g.slots.takeOr(); freed != nil {
-			select {
-			case <-freed:
-				continue
-			case <-g.stopping:
-				return nothing
-			}
-		}
 		select {
 		case <-g.stopping:
-			g.slots.release(1)
-			return nothing
+			return nothing // what was popped ahead comes back when Asynq's lease on it ends, or is issued anew before
 		default:
 		}
-		g.mu.Lock()
-		news := g.news
-		g.mu.Unlock()
-		cmd := pop()
-		if cmd.Err() == nil {
-			g.mu.Lock()
-			g.handing++
-			g.poppedAt = time.Now()
-			g.mu.Unlock()
+		if cmd := g.takePopped(); cmd != nil {
 			return cmd
 		}
-		g.slots.release(1)
-		if cmd.Err() == redis.Nil { //nolint:errorlint // go-redis returns it bare, and Asynq compares it so
-			g.mu.Lock()
-			if g.news == news {
-				g.emptyAt[queue] = time.Now()
+		queues, n := g.plan()
+		if len(queues) == 0 {
+			if !g.sleep(n) {
+				return nothing
 			}
-			g.mu.Unlock()
+			continue
 		}
-		return cmd
+		if err := g.pop(ctx, queues, pop); err != nil {
+			cmd := redis.NewCmd(ctx)
+			cmd.SetErr(err)
+			return cmd
+		}
 	}
 }
 
-// nap is a wait for an announcement, or for the time to look all the same.
-type nap struct {
-	heard <-chan struct{}
-	limit time.Duration
-}
-
-// lookAgain says what to do with a fetch of the queue: ask Redis (nil, false), skip to the lane's next queue, or, when
-// all of them are known to be empty, wait.
-func (g *gate) lookAgain(queue string) (wait *nap, skip bool) {
+func (g *gate) takePopped() *redis.Cmd {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.takeBack()
-	at, empty := g.emptyAt[queue]
-	left := g.lookInterval - time.Since(at)
-	if !empty || left <= 0 {
-		return nil, false
+	if len(g.popped) == 0 {
+		return nil
 	}
-	for _, q := range g.queues {
-		at, empty := g.emptyAt[q]
-		if !empty || time.Since(at) >= g.lookInterval {
-			return nil, true
-		}
-		left = min(left, g.lookInterval-time.Since(at))
-	}
-	return &nap{heard: g.heard, limit: left}, false
+	cmd := g.popped[0]
+	g.popped = g.popped[1:]
+	return cmd
 }
 
-// sleep ends early with an announcement; false when the worker stops.
-func (g *gate) sleep(n *nap) bool {
+// nap is a wait for an announcement, for a free slot, or for the time to look all the same.
+type nap struct {
+	heard, freed <-chan struct{}
+	limit        time.Duration
+}
+
+// plan reserves slots and says from which queues to pop for them, or what to wait for.
+func (g *gate) plan() (queues []string, n nap) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n = nap{heard: g.heard, limit: g.lookInterval}
+	full := make([]string, 0, len(g.queues))
+	for _, q := range g.queues {
+		at, empty := g.emptyAt[q]
+		left := g.lookInterval - time.Since(at)
+		if !empty || left <= 0 {
+			full = append(full, q)
+			continue
+		}
+		n.limit = min(n.limit, left)
+	}
+	queues, n.freed = g.slots.share(g.ahead, full)
+	return queues, n
+}
+
+// sleep is false when the worker stops.
+func (g *gate) sleep(n nap) bool {
 	timer := time.NewTimer(n.limit)
 	defer timer.Stop()
 	select {
 	case <-n.heard:
+	case <-n.freed:
 	case <-timer.C:
 	case <-g.stopping:
 		return false
@@ -169,16 +175,56 @@ func (g *gate) sleep(n *nap) bool {
 	return true
 }
 
-// hand gives a popped turn's slot to its handler. One whose slot was taken back waits for another.
-func (g *gate) hand() {
+// pop pops a turn for each slot that plan has reserved, and gives back the slots for which there was none.
+func (g *gate) pop(ctx context.Context, queues []string, pop func(p redis.Pipeliner, queue string) *redis.Cmd) error {
 	g.mu.Lock()
-	reserved := g.handing > 0
+	news := g.news
+	g.mu.Unlock()
+	cmds := make([]*redis.Cmd, len(queues))
+	_, _ = g.UniversalClient.Pipelined(ctx, func(p redis.Pipeliner) error { // each answer has its own error
+		for i, q := range queues {
+			cmds[i] = pop(p, q)
+		}
+		return nil
+	})
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var failed error
+	got := 0
+	for i, q := range queues {
+		switch err := cmds[i].Err(); {
+		case err == nil:
+			got++
+			g.popped = append(g.popped, cmds[i])
+			g.handing[q]++
+			g.poppedAt = time.Now()
+			continue
+		case err != redis.Nil: //nolint:errorlint // go-redis returns it bare
+			failed = err
+		case g.news == news:
+			g.emptyAt[q] = time.Now()
+		}
+		g.slots.release(q, 1)
+	}
+	if g.ahead = max(1, got); got == len(queues) {
+		g.ahead = min(2*got, maxAhead)
+	}
+	if got > 0 {
+		return nil
+	}
+	return failed
+}
+
+// hand gives a popped turn's slot to its handler. One whose slot was taken back waits for another.
+func (g *gate) hand(queue string) {
+	g.mu.Lock()
+	reserved := g.handing[queue] > 0
 	if reserved {
-		g.handing--
+		g.handing[queue]--
 	}
 	g.mu.Unlock()
 	for !reserved {
-		freed := g.slots.takeOr()
+		freed := g.slots.takeOr(queue)
 		if freed == nil {
 			return
 		}
@@ -188,9 +234,12 @@ func (g *gate) hand() {
 
 // takeBack frees the slots of turns that never reached a handler. Called with mu held.
 func (g *gate) takeBack() {
-	if g.handing > 0 && time.Since(g.poppedAt) > handLimit {
-		g.slots.release(g.handing)
-		g.handing = 0
+	if time.Since(g.poppedAt) <= handLimit || len(g.popped) > 0 {
+		return
+	}
+	for queue, n := range g.handing {
+		g.slots.release(queue, n)
+		delete(g.handing, queue)
 	}
 }
 
@@ -219,12 +268,12 @@ func (g *gate) newcomer(queue string) bool {
 	return time.Since(g.newcomers[queue]) < newcomerLimit
 }
 
-// idle says whether nobody waits in the lane's queues, as of at most idleAge ago. It says no while it doesn't know.
+// idle says whether nobody waits in the queues, as of at most idleAge ago. It says no while it doesn't know.
 func (g *gate) idle() bool {
 	g.mu.Lock()
-	if g.looking || time.Since(g.idleAt) < idleAge {
+	if g.looking || len(g.popped) > 0 || time.Since(g.idleAt) < idleAge {
 		defer g.mu.Unlock()
-		return g.lineIdle
+		return g.lineIdle && len(g.popped) == 0
 	}
 	g.looking = true
 	news := g.news
@@ -235,7 +284,7 @@ func (g *gate) idle() bool {
 	waiting := make([]*redis.IntCmd, len(g.queues))
 	_, err := g.UniversalClient.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for i, q := range g.queues {
-			waiting[i] = p.LLen(ctx, pendingKey(q))
+			waiting[i] = p.LLen(ctx, fetchKeys(q)[0])
 		}
 		return nil
 	})

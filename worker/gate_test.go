@@ -19,8 +19,8 @@ import (
 	"github.com/generic-corp/muster/worker/agent"
 )
 
-// fetchCounter counts how often Redis is asked to pop a turn.
-type fetchCounter struct{ fetches atomic.Int64 }
+// fetchCounter counts how often Redis is asked to pop a turn, and in how many round trips.
+type fetchCounter struct{ fetches, trips atomic.Int64 }
 
 func (c *fetchCounter) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
@@ -28,17 +28,31 @@ func (c *fetchCounter) DialHook(next redis.DialHook) redis.DialHook {
 
 func (c *fetchCounter) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if args := cmd.Args(); len(args) > 3 && strings.HasPrefix(cmd.Name(), "eval") {
-			if key, ok := args[3].(string); ok && strings.HasSuffix(key, ":pending") && len(args) == 9 {
-				c.fetches.Add(1)
-			}
-		}
+		c.count([]redis.Cmder{cmd})
 		return next(ctx, cmd)
 	}
 }
 
 func (c *fetchCounter) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return next
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		c.count(cmds)
+		return next(ctx, cmds)
+	}
+}
+
+func (c *fetchCounter) count(cmds []redis.Cmder) {
+	n := int64(0)
+	for _, cmd := range cmds {
+		if args := cmd.Args(); len(args) == 9 && strings.HasPrefix(cmd.Name(), "eval") {
+			if key, ok := args[3].(string); ok && strings.HasSuffix(key, ":pending") {
+				n++
+			}
+		}
+	}
+	if n > 0 {
+		c.fetches.Add(n)
+		c.trips.Add(1)
+	}
 }
 
 // startLooking is start with a worker that looks at empty queues by itself only once an hour.
@@ -104,6 +118,57 @@ func TestGate(t *testing.T) {
 		r.await(a, first[0], store.StatusSucceeded)
 		r.await(b, second[0], store.StatusSucceeded)
 	})
+
+	t.Run("TurnsForSeveralFreeSlotsShareARoundTrip", func(t *testing.T) {
+		t.Parallel()
+		const slots = 10
+		var blocked atomic.Bool
+		blocked.Store(true)
+		started, release := make(chan struct{}, slots), make(chan struct{})
+		r, count := startLooking(t, slots, func(context.Context, agent.Task, agent.Recorder) (agent.Result, error) {
+			if blocked.Load() {
+				started <- struct{}{}
+				<-release
+			}
+			return agent.Result{Output: "ok"}, nil
+		})
+		full := storetest.NewWorkspace(t, r.env, "pro") // cap 10
+		last := r.submit(full, make10("holds a slot")...)
+		for range slots {
+			<-started
+		}
+		waiting := map[uuid.UUID][]uuid.UUID{}
+		for range 3 * slots {
+			ws := storetest.NewWorkspace(t, r.env, "pro")
+			waiting[ws] = r.submit(ws, task("waits"))
+		}
+		rdb := r.env.Redis(t)
+		for rdb.LLen(context.Background(), "asynq:{pro}:pending").Val() < 3*slots {
+			time.Sleep(time.Millisecond)
+		}
+		fetches, trips := count.fetches.Load(), count.trips.Load()
+		blocked.Store(false)
+		close(release)
+		for ws, ids := range waiting {
+			r.await(ws, ids[0], store.StatusSucceeded)
+		}
+		for _, id := range last {
+			r.await(full, id, store.StatusSucceeded)
+		}
+		fetches, trips = count.fetches.Load()-fetches, count.trips.Load()-trips
+		t.Logf("%d fetches in %d round trips", fetches, trips)
+		if fetches < 3*slots || trips >= fetches {
+			t.Errorf("%d fetches in %d round trips", fetches, trips)
+		}
+	})
+}
+
+func make10(prompt string) []store.NewTask {
+	tasks := make([]store.NewTask, 10)
+	for i := range tasks {
+		tasks[i] = task(prompt)
+	}
+	return tasks
 }
 
 // starts is the order in which workspaces' tasks began.

@@ -16,40 +16,40 @@ import (
 // How far one turn goes. One task per turn is the rule: it makes the line a round robin between workspaces. Where
 // nobody is kept waiting by it, a turn brings more:
 //
-//   - Nobody stands in the lane's queues: the claim takes a task for each slot that is free anyway, and a slot goes on
+//   - Nobody stands in line: the claim takes a task for each slot that is free anyway, and a slot goes on
 //     with the workspace's next task in the transaction that finishes the last one.
-//   - Others stand in line: behind a task shorter than shortTask a slot goes on for sliceTime at most, so that very short
-//     tasks don't each cost a round through Redis; not when a newcomer has come to the queue a moment ago, so that nobody
-//     starts more than two tasks before a newcomer's first.
+//   - Others stand in line: behind a task shorter than shortTask a slot goes on for sliceTime or sliceTasks, so that very
+//     short tasks don't each cost a round through Redis, and none the more so while the ledger is slow; not when a newcomer
+//     has come to the queue a moment ago, so that nobody starts more than two tasks before a newcomer's first.
 const (
 	shortTask  = 10 * time.Millisecond
 	sliceTime  = 50 * time.Millisecond
+	sliceTasks = 8
 	visitLimit = time.Minute // then the slot is given back in any case: Asynq shows for how long a message has been active
 )
 
 // visit is one slot on its way through a workspace's tasks.
 type visit struct {
-	lane  *lane
 	queue string
 	began time.Time
+	ran   int // tasks
 }
 
 // serve handles one delivery of a turn: claim, run, finish. An error means that the ledger could not be reached, and
 // Asynq delivers the turn again.
-func (w *Worker) serve(ctx context.Context, l *lane, t *asynq.Task) error {
-	l.gate.hand()
-	defer l.slots.release(1)
+func (w *Worker) serve(ctx context.Context, t *asynq.Task) error {
+	queue, _ := asynq.GetQueueName(ctx)
+	w.gate.hand(queue)
+	v := visit{queue: queue, began: time.Now()}
 	turn, err := jobs.ParseTurn(t.Payload())
 	if err != nil {
+		w.slots.release(queue, 1)
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	}
-	queue, _ := asynq.GetQueueName(ctx)
-	v := visit{lane: l, queue: queue, began: time.Now()}
-
 	c := &store.Claim{Workspace: turn.Workspace, Turn: turn.ID, Lease: uuid.New(), Worker: *w.id.Load()}
 	more := 0
-	if l.gate.idle() {
-		more = l.slots.take(l.slots.size)
+	if w.gate.idle() {
+		more = w.slots.take(queue, w.slots.size)
 	}
 	for range more {
 		c.More = append(c.More, uuid.New())
@@ -57,13 +57,14 @@ func (w *Worker) serve(ctx context.Context, l *lane, t *asynq.Task) error {
 	attempts := w.expect(append(c.More, c.Lease)...)
 	if w.leaving() {
 		w.forget(attempts)
-		l.slots.release(more)
+		w.slots.release(queue, 1+more)
 		return errDraining
 	}
 	claimed, err := w.claim(c)
-	l.slots.release(more - len(claimed.More))
+	w.slots.release(queue, more-len(claimed.More))
 	if err != nil {
 		w.forget(attempts)
+		w.slots.release(queue, 1)
 		w.cfg.Log.Warn().Err(err).Stringer("workspace", turn.Workspace).Msg("claim failed; the turn will be delivered again")
 		return err
 	}
@@ -75,58 +76,72 @@ func (w *Worker) serve(ctx context.Context, l *lane, t *asynq.Task) error {
 	for _, task := range claimed.More {
 		a := attempts[task.Lease]
 		delete(attempts, task.Lease)
-		go func() {
-			defer l.slots.release(1)
-			w.work(v, a, task)
-		}()
+		go w.work(v, a, task)
 	}
 	a := attempts[c.Lease]
 	if claimed.Outcome == store.ClaimWon {
 		delete(attempts, c.Lease)
 	}
 	w.forget(attempts)
-	if claimed.Outcome == store.ClaimWon {
-		w.work(v, a, claimed.Task)
+	if claimed.Outcome != store.ClaimWon {
+		w.slots.release(queue, 1)
+		return nil
 	}
+	w.work(v, a, claimed.Task)
 	return nil
 }
 
-// work runs the task, and the workspace's next ones while the slot may go on. It gives a its leave.
+// work runs the task in the visit's slot, and the workspace's next ones while the slot may go on. It gives a its leave.
+//
+// The slot is free when the agent has returned, and the finish commits right behind it: the lease is held until then, so
+// the cap counts it, a drain waits for it, and a process that dies in between is recovered like one that dies before.
 func (w *Worker) work(v visit, a *attempt, task store.ClaimedTask) {
-	w.cfg.Metrics.running.Inc()
-	defer w.cfg.Metrics.running.Dec()
 	for {
 		w.mu.Lock()
 		a.task, a.won = task.ID, true
 		w.mu.Unlock()
-		f := w.run(a.ctx, v.lane, task)
-		if f == nil {
-			w.forget(map[uuid.UUID]*attempt{task.Lease: a})
-			return
-		}
-		var coming map[uuid.UUID]*attempt
-		if w.goesOn(v, time.Duration(f.Usage.AgentMS)*time.Millisecond) {
-			c := &store.Claim{Workspace: task.Workspace, Lease: uuid.New(), Worker: *w.id.Load()}
-			coming = w.expect(c.Lease)
-			if !w.leaving() {
-				f.Next = c
-			}
+		w.cfg.Metrics.running.Inc()
+		f := w.run(a.ctx, task)
+		v.ran++
+		w.cfg.Metrics.running.Dec()
+		w.mu.Lock()
+		a.returned = true
+		w.mu.Unlock()
+		coming := w.goOn(v, f)
+		if coming == nil {
+			w.slots.releaseOwing(v.queue)
 		}
 		next := w.finish(f, task)
 		w.forget(map[uuid.UUID]*attempt{task.Lease: a})
+		if coming == nil {
+			w.slots.paid()
+			return
+		}
 		if next == nil || next.Outcome != store.ClaimWon {
 			w.forget(coming)
+			w.slots.release(v.queue, 1)
 			return
 		}
 		a, task = coming[next.Task.Lease], next.Task
 	}
 }
 
-// goesOn says whether a slot may go on with its workspace's next task, behind one that took this long, instead of taking
-// the next turn.
-func (w *Worker) goesOn(v visit, last time.Duration) bool {
-	served := time.Since(v.began)
-	return last < shortTask && served < sliceTime && !v.lane.gate.newcomer(v.queue) || served < visitLimit && v.lane.gate.idle()
+// goOn lets the finish ask for the workspace's next task if the slot may go on with it, instead of taking the next turn;
+// it returns what is expected then, or nil.
+func (w *Worker) goOn(v visit, f *store.Finish) map[uuid.UUID]*attempt {
+	last, served := time.Duration(f.Usage.AgentMS)*time.Millisecond, time.Since(v.began)
+	slice := last < shortTask && (served < sliceTime || v.ran < sliceTasks) && !w.gate.newcomer(v.queue)
+	if !slice && (served >= visitLimit || !w.gate.idle()) {
+		return nil
+	}
+	c := &store.Claim{Workspace: f.Workspace, Lease: uuid.New(), Worker: *w.id.Load()}
+	coming := w.expect(c.Lease)
+	if w.leaving() {
+		w.forget(coming)
+		return nil
+	}
+	f.Next = c
+	return coming
 }
 
 // leaving says whether the worker drains. It is asked after expect: what was expected before the drain began is known

@@ -11,8 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,19 +30,18 @@ type Config struct {
 	Redis    redis.UniversalClient
 	Enqueuer *jobs.Enqueuer
 	Runner   Runner
-	Isolator Isolator // for suspects
 	Metrics  *Metrics
 	Log      zerolog.Logger
 
 	Name    string // host and process, for people
 	Version string
 
-	// Slots is how many agents run at once; at least 1. A share of them (ProShare) serves the queue pro alone, so that
-	// long tasks of lower tiers cannot hold every slot; with fewer than two slots none is set aside.
+	// Slots is how many agents run at once; at least 1. A fifth of them serves the queue pro alone (at least one of two
+	// or more), so that long tasks of lower tiers cannot hold every slot.
 	Slots int
 
-	// Weights of the tiers' queues for the other slots; nil is 6:3:1. With Strict a lower tier runs only when the
-	// higher ones are empty.
+	// Weights by which the tiers' queues share a saturated worker's slots; nil is 6:3:1. With Strict a lower tier runs
+	// only when the higher ones are empty.
 	Weights map[string]int
 	Strict  bool
 
@@ -56,9 +53,6 @@ type Config struct {
 	// DrainTimeout is how long a stopping worker lets its agents run on before it hands them back; 0 hands back at once.
 	DrainTimeout time.Duration
 
-	// Children is how many suspects run at once, each in a process of its own and in one of the slots; 0 is 4.
-	Children int
-
 	// BudgetPatience is how long a model call waits for provider budget that other calls hold; 0 is 5 s.
 	BudgetPatience time.Duration
 }
@@ -66,28 +60,20 @@ type Config struct {
 // DefaultWeights share the slots of a saturated worker 6:3:1.
 var DefaultWeights = map[string]int{store.QueuePro: 6, store.QueueStarter: 3, store.QueueFree: 1}
 
-// proShare of the slots serve pro alone.
-const proShare = 0.2
-
 // Worker runs agents until it is stopped. Make one with New.
 type Worker struct {
 	cfg      Config
 	id       atomic.Pointer[uuid.UUID] // of its row in workers; a new one after it was declared dead
 	draining chan struct{}
-	unfit    chan string   // why the worker must stop: an agent ignores its deadline
-	children chan struct{} // places for the processes of suspects
-	lanes    []*lane
+	unfit    chan string // why the worker must stop: an agent ignores its deadline
+	slots    *slots
+	pipe     *jobs.Pipe
+	gate     *gate
+	server   *asynq.Server
 
 	mu       sync.Mutex
 	attempts map[uuid.UUID]*attempt // by lease: claims being asked for and agents that run
 	strays   map[uuid.UUID]bool     // leases the ledger gave us that we did not know at the last beat
-}
-
-// lane is one Asynq server with slots of its own.
-type lane struct {
-	server *asynq.Server
-	slots  *slots
-	gate   *gate
 }
 
 // New prepares a worker; Run starts it.
@@ -101,39 +87,25 @@ func New(cfg Config) *Worker {
 	if cfg.BudgetPatience <= 0 {
 		cfg.BudgetPatience = budgetPatience
 	}
-	if cfg.Children <= 0 {
-		cfg.Children = childPlaces
-	}
-	w := &Worker{cfg: cfg, draining: make(chan struct{}), unfit: make(chan string, 1), children: make(chan struct{}, cfg.Children),
+	w := &Worker{cfg: cfg, draining: make(chan struct{}), unfit: make(chan string, 1),
 		attempts: map[uuid.UUID]*attempt{}, strays: map[uuid.UUID]bool{}}
-	pro := int(float64(cfg.Slots) * proShare)
-	if pro == 0 && cfg.Slots >= 2 {
-		pro = 1
-	}
-	w.lanes = append(w.lanes, w.newLane(cfg.Slots-pro, cfg.Weights))
-	if pro > 0 {
-		w.lanes = append(w.lanes, w.newLane(pro, map[string]int{store.QueuePro: 1}))
-	}
-	return w
-}
-
-func (w *Worker) newLane(size int, queues map[string]int) *lane {
-	l := &lane{slots: newSlots(size)}
-	l.gate = newGate(w.cfg.Redis, l.slots, slices.Collect(maps.Keys(queues)), w.cfg.CheckInterval, w.draining)
-	l.server = asynq.NewServerFromRedisClient(l.gate, asynq.Config{
-		Concurrency:              size,
-		Queues:                   queues,
-		StrictPriority:           w.cfg.Strict,
+	w.slots = newSlots(newShares(cfg.Slots, cfg.Weights, cfg.Strict))
+	w.pipe = jobs.NewPipe(cfg.Redis)
+	w.gate = newGate(w.pipe, w.slots, cfg.CheckInterval, w.draining)
+	w.server = asynq.NewServerFromRedisClient(w.gate, asynq.Config{
+		// The gate says how many run. The rest is for handlers whose agent has returned and whose finish is on its way.
+		Concurrency:              2 * cfg.Slots,
+		Queues:                   cfg.Weights,
 		TaskCheckInterval:        asynqTick,
 		DelayedTaskCheckInterval: time.Second,
 		// A turn only fails when the ledger could not be reached: come back soon, and never give it up for that.
 		RetryDelayFunc:  func(int, error, *asynq.Task) time.Duration { return time.Second },
 		IsFailure:       func(error) bool { return false },
 		ShutdownTimeout: time.Second, // by then we have drained ourselves
-		Logger:          AsynqLogger(w.cfg.Log),
+		Logger:          AsynqLogger(cfg.Log),
 		LogLevel:        asynq.WarnLevel,
 	})
-	return l
+	return w
 }
 
 // ErrUnfit: the worker stopped by itself because an agent ignored its deadline. Whoever started it should start
@@ -154,16 +126,10 @@ func (w *Worker) Run(ctx context.Context) error {
 	loops.Go(func() { w.beatLoop(background) })
 	loops.Go(func() { jobs.SubscribeCancels(background, w.cfg.Redis, w.stopTask) })
 	loops.Go(func() {
-		jobs.WatchTurns(background, w.cfg.Redis, func(queue string, newcomer bool) {
-			for _, l := range w.lanes {
-				l.gate.announce(queue, newcomer)
-			}
-		})
+		jobs.WatchTurns(background, w.cfg.Redis, w.gate.announce)
 	})
-	for _, l := range w.lanes {
-		if err := l.server.Start(asynq.HandlerFunc(func(ctx context.Context, t *asynq.Task) error { return w.serve(ctx, l, t) })); err != nil {
-			return fmt.Errorf("start taking turns: %w", err)
-		}
+	if err := w.server.Start(asynq.HandlerFunc(w.serve)); err != nil {
+		return fmt.Errorf("start taking turns: %w", err)
 	}
 	w.cfg.Log.Info().Stringer("worker", w.id.Load()).Int("slots", w.cfg.Slots).Msg("worker takes turns")
 
@@ -175,9 +141,8 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.cfg.Log.Error().Str("why", why).Msg("worker is unfit; draining")
 	}
 	empty := w.drain()
-	for _, l := range w.lanes {
-		l.server.Shutdown()
-	}
+	w.server.Shutdown()
+	_ = w.pipe.Close()
 	stop()
 	loops.Wait()
 	if empty {
@@ -197,11 +162,9 @@ const handBackGrace = 10 * time.Second
 // drain stops taking turns and waits for the agents; true when none is left.
 func (w *Worker) drain() bool {
 	close(w.draining)
-	for _, l := range w.lanes {
-		l.server.Stop()
-	}
+	w.server.Stop()
 	w.cfg.Log.Info().Int("running", w.running()).Dur("drain", w.cfg.DrainTimeout).Msg("draining")
-	if w.waitEmpty(w.cfg.DrainTimeout) {
+	if w.slots.waitEmpty(w.cfg.DrainTimeout) {
 		return true
 	}
 	w.mu.Lock()
@@ -209,22 +172,20 @@ func (w *Worker) drain() bool {
 		a.stop(errHandBack)
 	}
 	w.mu.Unlock()
-	return w.waitEmpty(handBackGrace)
-}
-
-// waitEmpty waits until nothing runs.
-func (w *Worker) waitEmpty(limit time.Duration) bool {
-	deadline := time.Now().Add(limit)
-	for _, l := range w.lanes {
-		if !l.slots.waitEmpty(time.Until(deadline)) {
-			return false
-		}
-	}
-	return true
+	return w.slots.waitEmpty(handBackGrace)
 }
 
 // running counts agents that run now.
-func (w *Worker) running() int { return len(w.known()) }
+func (w *Worker) running() (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range w.attempts {
+		if a.won && !a.returned {
+			n++
+		}
+	}
+	return n
+}
 
 // AsynqLogger passes Asynq's own warnings and errors on to log.
 func AsynqLogger(log zerolog.Logger) asynq.Logger { return asynqLogger{log} }

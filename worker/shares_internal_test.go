@@ -1,0 +1,135 @@
+package worker
+
+import (
+	"math"
+	"testing"
+
+	"github.com/generic-corp/muster/store"
+)
+
+// crowd simulates a worker whose queues never run empty: at each step the slot whose task ends is given to whom shares says.
+// It returns each queue's starts and the slots that it held on average, over the second half.
+func crowd(s *slots, steps int, lasts map[string]int) (starts, held map[string]float64) {
+	type task struct {
+		queue string
+		ends  int
+	}
+	var running []task
+	starts, held = map[string]float64{}, map[string]float64{}
+	queues := []string{store.QueueFree, store.QueuePro, store.QueueStarter}
+	for step := range steps {
+		var still []task
+		for _, t := range running {
+			if t.ends <= step {
+				s.release(t.queue, 1)
+				continue
+			}
+			still = append(still, t)
+		}
+		running = still
+		taken, _ := s.share(s.size, queues)
+		for _, q := range taken {
+			running = append(running, task{q, step + lasts[q]})
+			if step >= steps/2 {
+				starts[q]++
+			}
+		}
+		if step >= steps/2 {
+			for _, t := range running {
+				held[t.queue] += 2 / float64(steps)
+			}
+		}
+	}
+	return starts, held
+}
+
+func TestShares(t *testing.T) {
+	t.Parallel()
+	equal := map[string]int{store.QueuePro: 10, store.QueueStarter: 10, store.QueueFree: 10}
+	longFree := map[string]int{store.QueuePro: 10, store.QueueStarter: 10, store.QueueFree: 600}
+	near := func(t *testing.T, what string, got, want, within float64) {
+		t.Helper()
+		if math.Abs(got-want) > within*want {
+			t.Errorf("%s: %.2f, want %.2f within %.0f %%", what, got, want, 100*within)
+		}
+	}
+
+	t.Run("EqualTasksStartSixToThreeToOne", func(t *testing.T) {
+		t.Parallel()
+		for _, size := range []int{1, 2, 5, 50, 100} {
+			starts, _ := crowd(newSlots(newShares(size, DefaultWeights, false)), 40_000, equal)
+			sum := starts[store.QueuePro] + starts[store.QueueStarter] + starts[store.QueueFree]
+			within := 0.1
+			if size < 10 { // nobody starves, but whole slots cannot be shared exactly
+				within = 0.7
+			}
+			near(t, "pro", starts[store.QueuePro]/sum, 0.6, within)
+			near(t, "starter", starts[store.QueueStarter]/sum, 0.3, within)
+			near(t, "free", starts[store.QueueFree]/sum, 0.1, within)
+		}
+	})
+
+	t.Run("LongTasksHoldNoMoreThanTheirShare", func(t *testing.T) {
+		t.Parallel()
+		starts, held := crowd(newSlots(newShares(50, DefaultWeights, false)), 20_000, longFree)
+		near(t, "pro's slots", held[store.QueuePro], 30, 0.01)
+		near(t, "starter's slots", held[store.QueueStarter], 15, 0.01)
+		near(t, "free's slots", held[store.QueueFree], 5, 0.01)
+		if starts[store.QueueFree] == 0 {
+			t.Error("free starves")
+		}
+	})
+
+	t.Run("WhatOneLeavesTheOthersGetExceptTheReserve", func(t *testing.T) {
+		t.Parallel()
+		s := newSlots(newShares(50, DefaultWeights, false))
+		if taken, _ := s.share(50, []string{store.QueueFree}); len(taken) != 40 {
+			t.Errorf("free alone gets %d slots of 50, want all but the reserve of 10", len(taken))
+		}
+		if n := s.take(store.QueueStarter, 5); n != 0 {
+			t.Errorf("starter takes %d slots of the reserve", n)
+		}
+		if s.takeOr(store.QueueStarter) == nil {
+			t.Error("starter takes a slot of the reserve")
+		}
+		if n := s.take(store.QueuePro, 50); n != 10 {
+			t.Errorf("pro gets %d slots, want the reserve of 10", n)
+		}
+		s = newSlots(newShares(50, DefaultWeights, false))
+		if taken, _ := s.share(60, []string{store.QueuePro}); len(taken) != 50 {
+			t.Errorf("pro alone gets %d slots of 50", len(taken))
+		}
+	})
+
+	t.Run("StrictTiersStartTheHighestFirst", func(t *testing.T) {
+		t.Parallel()
+		s := newSlots(newShares(10, DefaultWeights, true))
+		taken, _ := s.share(9, []string{store.QueueFree, store.QueuePro, store.QueueStarter})
+		for _, q := range taken {
+			if q != store.QueuePro {
+				t.Errorf("%s starts while pro waits", q)
+			}
+		}
+		if taken, _ = s.share(1, []string{store.QueueFree, store.QueueStarter}); len(taken) != 1 || taken[0] != store.QueueStarter {
+			t.Errorf("%v", taken)
+		}
+	})
+
+	t.Run("AnOwedFinishHoldsTheDrainAndNoSlot", func(t *testing.T) {
+		t.Parallel()
+		s := newSlots(newShares(1, DefaultWeights, false))
+		s.take(store.QueuePro, 1)
+		s.releaseOwing(store.QueuePro)
+		if s.waitEmpty(0) {
+			t.Error("empty while a finish is owed")
+		}
+		if n := s.take(store.QueuePro, 1); n != 1 {
+			t.Error("the slot is not free")
+		}
+		s.release(store.QueuePro, 1)
+		s.paid()
+		if !s.waitEmpty(0) {
+			t.Error("not empty")
+		}
+	})
+}
