@@ -82,6 +82,7 @@ type schedulerMetrics struct {
 	leavingBlocked prometheus.Gauge
 	erased         prometheus.Counter
 	mails          *prometheus.CounterVec // of notices; outcome: sent, failed, given_up
+	lives          *lifeMetrics
 }
 
 func newSchedulerMetrics(reg prometheus.Registerer) *schedulerMetrics {
@@ -97,6 +98,7 @@ func newSchedulerMetrics(reg prometheus.Registerer) *schedulerMetrics {
 	m.leavingBlocked = prometheus.NewGauge(prometheus.GaugeOpts{Name: "muster_leaving_blocked", Help: "Deleted workspaces that cannot be erased until an operator mends something."})
 	m.erased = prometheus.NewCounter(prometheus.CounterOpts{Name: "muster_erased_workspaces_total", Help: "Deleted workspaces that were erased."})
 	m.mails = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "muster_notice_mails_total", Help: "Letters about used-up quotas, by how the try ended."}, []string{"outcome"})
+	m.lives = newLifeMetrics(reg)
 	reg.MustRegister(m.leavingBlocked, m.erased, m.mails, m.leading, m.recovered, m.repaired, m.promoted, m.dead, m.failures)
 	m.repaired.WithLabelValues("lost")
 	m.repaired.WithLabelValues("missed")
@@ -219,6 +221,7 @@ func (s *scheduler) watchOnce(ctx context.Context) { s.part(ctx, "dead_workers",
 
 // sweepOnce does one round. Each part's failure is counted and delays no other part.
 func (s *scheduler) sweepOnce(ctx context.Context) {
+	s.part(ctx, "expired", s.expireDue)
 	s.part(ctx, "due", s.promoteDue)
 	s.part(ctx, "lost_turns", s.reissueLost)
 	s.part(ctx, "missed_turns", s.issueMissed)

@@ -59,6 +59,8 @@ type limitsJSON struct {
 	MaxUsers               *int     `json:"max_users" description:"null: unlimited."`
 	ProviderBudgetMicroUSD int64    `json:"provider_budget_microusd" description:"Model cost per UTC month."`
 	MaxTaskCostMicroUSD    int64    `json:"max_task_cost_microusd" description:"Model cost of one task, all its attempts together."`
+	MaxSchedules           int      `json:"max_schedules" description:"Cron schedules."`
+	MinScheduleSeconds     int      `json:"min_schedule_seconds" description:"Between two occurrences of a schedule."`
 	Models                 []string `json:"models" description:"The models that tasks may run on: provider/model, * at the end stands for anything. Empty: all."`
 	NeedsVerifiedEmail     bool     `json:"needs_verified_email" description:"Where the service asks for it, an owner must have proved their address before the first task."`
 }
@@ -101,7 +103,8 @@ func workspaceOf(w store.Workspace) workspaceJSON {
 	return workspaceJSON{
 		ID: store.FormatID(store.WorkspacePrefix, w.ID), Name: w.Name, Slug: w.Slug, Plan: w.Plan, Status: status,
 		Limits: limitsJSON{AgentMS: w.QuotaMS, RequestsPerHour: w.RequestsPerHour, Concurrency: w.Concurrency, MaxWaiting: w.MaxWaiting,
-			MaxUsers: orNull(w.MaxUsers), ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD, MaxTaskCostMicroUSD: w.MaxTaskCostMicroUSD, Models: orEmpty(w.Models), NeedsVerifiedEmail: w.NeedsVerifiedEmail},
+			MaxUsers: orNull(w.MaxUsers), ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD, MaxTaskCostMicroUSD: w.MaxTaskCostMicroUSD,
+			MaxSchedules: w.MaxSchedules, MinScheduleSeconds: w.MinScheduleSeconds, Models: orEmpty(w.Models), NeedsVerifiedEmail: w.NeedsVerifiedEmail},
 		Settings: jsonObject{w.Settings}, CreatedAt: w.CreatedAt.UTC(),
 	}
 }

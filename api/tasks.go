@@ -33,7 +33,7 @@ type listAttemptsParams struct {
 }
 
 func (s *Server) createTask(q *request) (answer, error) {
-	body, err := bind(q, func(b *newTaskBody, f *faults) { b.check("", f) })
+	body, err := bind(q, func(b *newTaskBody, f *faults) { b.check("", s.Now(), f) })
 	if err != nil {
 		return answer{}, err
 	}
@@ -55,7 +55,7 @@ func (s *Server) createTasks(q *request) (answer, error) {
 	at := func(i int) string { return fmt.Sprintf("tasks[%d].", i) }
 	body, err := bind(q, func(b *newTasksBody, f *faults) {
 		for i := range b.Tasks {
-			b.Tasks[i].check(at(i), f)
+			b.Tasks[i].check(at(i), s.Now(), f)
 		}
 	})
 	if err != nil {

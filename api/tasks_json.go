@@ -11,6 +11,13 @@ import (
 
 // newTaskBody is a task as a customer sends it.
 type newTaskBody struct {
+	taskTemplate
+	RunAt     *time.Time `json:"run_at" description:"Not before this time; at once when absent or past."`
+	ExpiresAt *time.Time `json:"expires_at" description:"A task that still waits then fails with the code expired, and is not started from then on; one that runs is not touched. In the future, and after run_at."`
+}
+
+// taskTemplate is what a task is whenever it is sent.
+type taskTemplate struct {
 	Prompt         string            `json:"prompt" required:"true" minLength:"1" description:"At most 256 KiB."`
 	Agent          string            `json:"agent" maxLength:"64" default:"marcus" description:"A built-in agent or one of the workspace's own, by name."`
 	Input          jsonObject        `json:"input" description:"Data for the agent beside the prompt. At most 512 KiB."`
@@ -18,7 +25,6 @@ type newTaskBody struct {
 	Priority       int               `json:"priority" minimum:"-100" maximum:"100" default:"0" description:"Within the workspace; higher runs first."`
 	TimeoutSeconds *int              `json:"timeout_seconds" minimum:"1" maximum:"300" default:"300" description:"Wall clock of the agent, per attempt."`
 	MaxAttempts    *int              `json:"max_attempts" minimum:"1" maximum:"20" default:"3"`
-	RunAt          *time.Time        `json:"run_at" description:"Not before this time; at once when absent or past."`
 	Metadata       map[string]string `json:"metadata" maxProperties:"16" items.maxLength:"512" description:"Keys of 1 to 64, values of up to 512 characters."`
 }
 
@@ -49,7 +55,18 @@ const (
 )
 
 // check fills in the defaults and adds what struct tags cannot say; at is where the task stands in the body.
-func (b *newTaskBody) check(at string, f *faults) {
+func (b *newTaskBody) check(at string, now time.Time, f *faults) {
+	b.taskTemplate.check(at, f)
+	switch {
+	case b.ExpiresAt == nil:
+	case !b.ExpiresAt.After(now):
+		f.wrong(at+"expires_at", "must be in the future")
+	case b.RunAt != nil && !b.ExpiresAt.After(*b.RunAt):
+		f.wrong(at+"expires_at", "must be after run_at")
+	}
+}
+
+func (b *taskTemplate) check(at string, f *faults) {
 	if len(b.Prompt) > maxPromptBytes {
 		f.wrong(at+"prompt", "must have at most %d bytes", maxPromptBytes)
 	}
@@ -79,8 +96,14 @@ func checkMetadata(at string, metadata map[string]string, f *faults) {
 
 // task is the ledger's form of it.
 func (b *newTaskBody) task(id *identity) store.NewTask {
+	t := b.taskTemplate.task(id)
+	t.RunAt, t.ExpiresAt = b.RunAt, b.ExpiresAt
+	return t
+}
+
+func (b *taskTemplate) task(id *identity) store.NewTask {
 	t := store.NewTask{Agent: b.Agent, Model: b.Model, Prompt: b.Prompt, Input: b.Input.RawMessage, Priority: b.Priority,
-		TimeoutMS: *b.TimeoutSeconds * 1000, MaxAttempts: *b.MaxAttempts, RunAt: b.RunAt}
+		TimeoutMS: *b.TimeoutSeconds * 1000, MaxAttempts: *b.MaxAttempts}
 	if len(b.Metadata) > 0 {
 		t.Metadata, _ = json.Marshal(b.Metadata) // strings only: cannot fail
 	}
@@ -104,11 +127,12 @@ type taskItemJSON struct {
 	MaxAttempts       int               `json:"max_attempts"`
 	CreatedAt         time.Time         `json:"created_at"`
 	CreatedBy         *string           `json:"created_by" description:"Who sent it: a user (usr_...) or an API key (key_...); null for a user's task from before this was noted."`
+	ScheduleID        *string           `json:"schedule_id" description:"The schedule that sent it; null for one that was submitted."`
 	RunAt             *time.Time        `json:"run_at"`
 	StartedAt         *time.Time        `json:"started_at" description:"The first start."`
 	FinishedAt        *time.Time        `json:"finished_at"`
 	CancelRequestedAt *time.Time        `json:"cancel_requested_at"`
-	ExpiresAt         *time.Time        `json:"expires_at"`
+	ExpiresAt         *time.Time        `json:"expires_at" description:"If it still waits then it fails with the code expired."`
 	ErasedAt          *time.Time        `json:"erased_at" description:"Its content is gone: prompt, input, metadata, result and the texts of errors."`
 	Error             *taskErrorJSON    `json:"error" description:"Of the last attempt that failed."`
 	Usage             *usageJSON        `json:"usage" description:"Summed over ended attempts; null before the first."`
@@ -130,7 +154,7 @@ type resultJSON struct {
 }
 
 type taskErrorJSON struct {
-	Code      string `json:"code" description:"timeout, canceled, provider_error, quota_exceeded, worker_crashed, invalid_tool_call, ..."`
+	Code      string `json:"code" description:"timeout, canceled, expired, provider_error, quota_exceeded, worker_crashed, invalid_tool_call, ..."`
 	Message   string `json:"message"`
 	Retryable bool   `json:"retryable"`
 }
@@ -163,6 +187,9 @@ func itemOf(t store.TaskView) taskItemJSON {
 		j.CreatedBy = ptr(store.FormatID(store.KeyPrefix, t.APIKeyID.UUID))
 	case t.UserID.Valid:
 		j.CreatedBy = ptr(store.FormatID(store.UserPrefix, t.UserID.UUID))
+	}
+	if t.ScheduleID.Valid {
+		j.ScheduleID = ptr(store.FormatID(store.SchedulePrefix, t.ScheduleID.UUID))
 	}
 	if w := t.Waiting; w != nil {
 		j.Waiting = &waitingJSON{Reason: w.Reason}

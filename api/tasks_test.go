@@ -163,6 +163,41 @@ func TestTaskRequestsNameEveryWrongField(t *testing.T) {
 	})
 }
 
+func TestExpiresAt(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	o := w.owner("pro")
+	in := func(d time.Duration) string { return time.Now().Add(d).UTC().Format(time.RFC3339) }
+	made := o.post("/v1/tasks", map[string]any{"prompt": "x", "expires_at": in(time.Hour)}).want(202)
+	if at, err := time.Parse(time.RFC3339, made.str("expires_at")); err != nil || time.Until(at) > time.Hour || time.Until(at) < 59*time.Minute {
+		t.Errorf("expires_at is %v, %v", at, err)
+	}
+	o.post("/v1/tasks", map[string]any{"prompt": "x", "run_at": in(time.Hour), "expires_at": in(2 * time.Hour)}).want(202)
+	for name, body := range map[string]map[string]any{
+		"past":          {"expires_at": in(-time.Second)},
+		"before run_at": {"run_at": in(2 * time.Hour), "expires_at": in(time.Hour)},
+		"at run_at":     {"run_at": "2100-01-01T00:00:00Z", "expires_at": "2100-01-01T00:00:00Z"},
+		"no time":       {"expires_at": "soon"},
+	} {
+		body["prompt"] = "x"
+		if got := o.post("/v1/tasks", body).problem(probInvalid).fields(); len(got) != 1 || got[0] != "expires_at" {
+			t.Errorf("%s: wrong are %v", name, got)
+		}
+	}
+	batch := map[string]any{"tasks": []any{map[string]any{"prompt": "a"}, map[string]any{"prompt": "b", "expires_at": in(-time.Hour)}}}
+	if got := o.post("/v1/tasks/batch", batch).problem(probInvalid).fields(); len(got) != 1 || got[0] != "tasks[1].expires_at" {
+		t.Errorf("in a batch: %v", got)
+	}
+	w.exec(`UPDATE tasks SET expires_at = now() WHERE id = $1`, taskID(t, made.str("id")))
+	if _, _, _, err := store.NewSystem(w.env.System(t)).ExpireDue(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ended := o.get("/v1/tasks/" + made.str("id")).want(200)
+	if ended.str("status") != "failed" || ended.str("error.code") != "expired" || ended.at("waiting") != nil || ended.num("usage.agent_ms") != 0 {
+		t.Errorf("the expired task: %s", ended.body)
+	}
+}
+
 func TestBatches(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)

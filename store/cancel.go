@@ -105,17 +105,9 @@ func (w *Work) cancel(ctx context.Context, l *load, condition string, args ...an
 	if n == 0 {
 		return 0, len(asked), nil // who runs keeps its slot until its agent has returned
 	}
-	l.Waiting -= int(n)
-	if l.Turn != nil {
-		best, err := look(ctx, w.tx, []*load{l}, 1)
-		if err != nil {
-			return 0, 0, err
-		}
-		if len(best) == 0 {
-			l.withdraw()
-		}
-	}
-	return int(n), len(asked), w.settle(ctx, l) // the head of the line may have gone: what is behind it may need less quota
+	turns, err := l.leave(ctx, w.tx, int(n))
+	w.turns = append(w.turns, turns...)
+	return int(n), len(asked), err
 }
 
 // Retry puts a failed or canceled task back in line: its attempts go on counting and max_attempts grows by its first
@@ -145,7 +137,7 @@ func (w *Work) Retry(ctx context.Context, id uuid.UUID) error {
 		return errBacklogFull()
 	}
 	_, err = w.tx.ExecContext(ctx, `UPDATE tasks SET status = 'queued', max_attempts = max_attempts + first_max_attempts, finished_at = NULL,
-			run_at = NULL, cancel_requested_at = NULL, error = NULL, result = NULL, crashes = 0
+			run_at = NULL, expires_at = NULL, cancel_requested_at = NULL, error = NULL, result = NULL, crashes = 0
 		WHERE workspace_id = $1 AND id = $2`, w.Workspace, id)
 	if err != nil {
 		return fmt.Errorf("requeue task %s: %w", id, err)

@@ -23,6 +23,7 @@ const (
 	WorkerPrefix    = "wrk_"
 
 	InvitationPrefix = "inv_"
+	SchedulePrefix   = "sched_"
 )
 
 // NewID returns a UUIDv7: sortable by time to the millisecond and, within this process, strictly growing.

@@ -88,8 +88,10 @@ func (w *Work) found(ctx context.Context, user uuid.UUID, name string) error {
 		return err
 	}
 	plan := Plans[0]
-	_, err := w.tx.ExecContext(ctx, `INSERT INTO workspaces (id, name, plan, requests_per_hour, max_users, needs_verified_email)
-		VALUES ($1, $2, $3, $4, $5, $6)`, w.Workspace, name, plan.ID, plan.RequestsPerHour, plan.MaxUsers, plan.NeedsVerifiedEmail)
+	_, err := w.tx.ExecContext(ctx, `INSERT INTO workspaces (id, name, plan, requests_per_hour, max_users, needs_verified_email,
+			max_schedules, min_schedule_seconds)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`, w.Workspace, name, plan.ID, plan.RequestsPerHour, plan.MaxUsers, plan.NeedsVerifiedEmail,
+		plan.MaxSchedules, plan.MinScheduleSeconds)
 	if err != nil {
 		return fmt.Errorf("insert workspace: %w", err)
 	}

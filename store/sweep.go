@@ -158,7 +158,7 @@ func (s *System) IssueMissed(ctx context.Context) (missed, turned []Turn, err er
 	err = s.db.SelectContext(ctx, &found, `SELECT w.workspace_id, w.period < `+currentPeriod+` AS turned FROM workspace_load w
 		CROSS JOIN LATERAL (SELECT count(*) AS running, coalesce(sum(reserved_ms), 0) AS reserved FROM leases l WHERE l.workspace_id = w.workspace_id) r
 		CROSS JOIN LATERAL (
-			SELECT t.timeout_ms, t.needs_microusd FROM tasks t WHERE t.workspace_id = w.workspace_id AND t.status = 'queued'
+			SELECT t.timeout_ms, t.needs_microusd FROM tasks t WHERE t.workspace_id = w.workspace_id AND t.status = 'queued' AND `+unexpired+`
 				AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = t.workspace_id AND l.task_id = t.id)
 			ORDER BY t.priority DESC, t.id LIMIT 1) best
 		WHERE w.turn IS NULL AND w.paused IS NULL AND NOT w.leaving AND w.waiting > 0 AND r.running < w.cap

@@ -15,6 +15,7 @@ import (
 //	finish    running ─► succeeded | failed | canceled | scheduled (retry) | queued (handed back, cut by quota)
 //	crash     running ─► queued | scheduled | failed     scheduler (System.RecoverDeadWorkers)
 //	cancel    scheduled | queued ─► canceled; running ─► asked to stop     API (Work.Cancel)
+//	expire    scheduled | queued ─► failed    scheduler (System.ExpireDue)
 //	retry     succeeded never; failed | canceled ─► queued                 API (Work.Retry)
 const (
 	StatusScheduled = "scheduled"
@@ -45,6 +46,7 @@ type NewTask struct {
 	TimeoutMS   int             // 1..MaxTimeoutMS, agent wall clock per attempt
 	MaxAttempts int             // 1..MaxAttemptsLimit
 	RunAt       *time.Time      // not before; nil or past is now
+	ExpiresAt   *time.Time      // not started from then on (see expire.go); nil: never
 	APIKeyID    uuid.NullUUID   // who sent it, when it was an API key
 	UserID      uuid.NullUUID   // who sent it, when it was a user
 }
@@ -60,6 +62,7 @@ type Task struct {
 	Metadata          json.RawMessage `db:"metadata"`        // a JSON object of strings
 	APIKeyID          uuid.NullUUID   `db:"api_key_id"`      // who sent it: a key,
 	UserID            uuid.NullUUID   `db:"created_by_user"` // or a user
+	ScheduleID        uuid.NullUUID   `db:"schedule_id"`     // the schedule that sent it for them
 	Priority          int             `db:"priority"`
 	TimeoutMS         int             `db:"timeout_ms"`
 	Attempt           int             `db:"attempt"` // attempts spent, the running one included
@@ -104,7 +107,7 @@ const (
 	taskHead = `t.id, CASE WHEN l.id IS NULL THEN t.status ELSE 'running' END AS status, t.agent, t.model, t.metadata,
 		t.priority, t.timeout_ms, coalesce(l.attempt, t.attempt) AS attempt, t.max_attempts, t.crashes, t.run_at, t.created_at,
 		coalesce(t.started_at, l.claimed_at) AS started_at, t.finished_at, t.cancel_requested_at, t.expires_at, t.erased_at, coalesce(t.error, 'null') AS error,
-		t.api_key_id, t.created_by_user, t.agent_ms, t.provider_calls, t.input_tokens, t.output_tokens, t.cost_microusd`
+		t.api_key_id, t.created_by_user, t.schedule_id, t.agent_ms, t.provider_calls, t.input_tokens, t.output_tokens, t.cost_microusd`
 	taskColumns = taskHead + `, t.prompt, t.input, coalesce(t.result, 'null') AS result`
 	listColumns = taskHead + `, '' AS prompt, 'null'::jsonb AS input, 'null'::jsonb AS result`
 	taskTables  = `tasks t LEFT JOIN leases l ON l.workspace_id = t.workspace_id AND l.task_id = t.id`

@@ -61,12 +61,14 @@ var tables = map[string]walls{
 		SELECT $1::uuid, $2::uuid::text, 'free', 100, 1, gen_random_uuid()::text, 's' || md5($1::text)`,
 		api: "s i u(name,settings,slug,updated_at,status,deleting_at,deleted_by)", system: "s u", opens: "workspace:siu user:s",
 		checks: map[string]check{
-			"workspaces_name_check":              {`name = ''`, `name = 'x'`},
-			"workspaces_slug_check":              {`slug = '-a'`, `slug = 'abc'`},
-			"workspaces_status_check":            {`status = 'gone', deleting_at = now()`, `status = 'deleting', deleting_at = now()`},
-			"workspaces_leaving_check":           {`deleting_at = now()`, `status = 'deleting', deleting_at = now()`},
-			"workspaces_requests_per_hour_check": {`requests_per_hour = -1`, `requests_per_hour = 0`},
-			"workspaces_max_users_check":         {`max_users = -1`, `max_users = 0`},
+			"workspaces_name_check":                 {`name = ''`, `name = 'x'`},
+			"workspaces_slug_check":                 {`slug = '-a'`, `slug = 'abc'`},
+			"workspaces_status_check":               {`status = 'gone', deleting_at = now()`, `status = 'deleting', deleting_at = now()`},
+			"workspaces_leaving_check":              {`deleting_at = now()`, `status = 'deleting', deleting_at = now()`},
+			"workspaces_requests_per_hour_check":    {`requests_per_hour = -1`, `requests_per_hour = 0`},
+			"workspaces_max_users_check":            {`max_users = -1`, `max_users = 0`},
+			"workspaces_max_schedules_check":        {`max_schedules = -1`, `max_schedules = 0`},
+			"workspaces_min_schedule_seconds_check": {`min_schedule_seconds = -1`, `min_schedule_seconds = 0`},
 		},
 		more: []probe{ // one that is leaving: the API changes nothing of it, and shows who deleted it that it was theirs
 			{role: store.RoleAPI, scope: scope{name: "workspace"}, before: allLeave, do: `UPDATE workspaces SET name = 'x'`, want: []string{"ok 0"}},
@@ -166,7 +168,7 @@ var tables = map[string]walls{
 			"idempotency_keys_body_hash_check": {`body_hash = 'short'`, `body_hash = ` + hash32}}},
 	"tasks": {seed: `INSERT INTO tasks (workspace_id, id, status, agent, model, prompt, timeout_ms, max_attempts, first_max_attempts)
 		SELECT $1::uuid, gen_random_uuid(), 'queued', 'a', 'auto', 'p', 1000, 1, 1 WHERE $2::uuid IS NOT NULL`,
-		api: "s i u", worker: "s u", system: "s u d",
+		api: "s i u", worker: "s u", system: "s i u d",
 		checks: map[string]check{
 			"tasks_status_check":             {`status = 'running'`, `status = 'queued'`},
 			"tasks_check":                    {`finished_at = now()`, `finished_at = now(), status = 'failed'`},
@@ -176,6 +178,30 @@ var tables = map[string]walls{
 			"tasks_needs_microusd_check":     {`needs_microusd = -1`, `needs_microusd = 1`},
 			"tasks_max_attempts_check":       {`max_attempts = 0`, `max_attempts = 2`},
 			"tasks_first_max_attempts_check": {`first_max_attempts = 101`, `first_max_attempts = 100`}}},
+	"schedules": {seed: `INSERT INTO schedules (workspace_id, id, name, cron, timezone, missed_runs, overlap, agent, model, prompt, priority, timeout_ms, max_attempts)
+		SELECT $1::uuid, gen_random_uuid(), 's', '@daily', 'UTC', 'skip', 'allow', 'a', 'auto', 'p', 0, 1000, 1 WHERE $2::uuid IS NOT NULL`,
+		api:    "s i d u(name,cron,timezone,missed_runs,overlap,paused,starts_at,ends_at,expires_after_ms,next_at,version,agent,model,prompt,input,metadata,priority,timeout_ms,max_attempts,updated_at)",
+		system: "s d u(paused,next_at,version,last_at,last_task_id,updated_at)",
+		checks: map[string]check{
+			"schedules_name_check":             {`name = ''`, `name = 'x'`},
+			"schedules_cron_check":             {`cron = ''`, `cron = '* * * * *'`},
+			"schedules_timezone_check":         {`timezone = ''`, `timezone = 'Asia/Tokyo'`},
+			"schedules_missed_runs_check":      {`missed_runs = 'cry'`, `missed_runs = 'run_all'`},
+			"schedules_overlap_check":          {`overlap = 'queue'`, `overlap = 'skip'`},
+			"schedules_expires_after_ms_check": {`expires_after_ms = 0`, `expires_after_ms = 1`},
+			"schedules_priority_check":         {`priority = 101`, `priority = 100`},
+			"schedules_timeout_ms_check":       {`timeout_ms = 300001`, `timeout_ms = 300000`},
+			"schedules_max_attempts_check":     {`max_attempts = 101`, `max_attempts = 100`}}},
+	"schedule_runs": {seed: `INSERT INTO schedule_runs (workspace_id, schedule_id, occurrence, until, occurrences, outcome, reason)
+		SELECT $1::uuid, gen_random_uuid(), now(), now(), 1, 'missed', 'late' WHERE $2::uuid IS NOT NULL`,
+		api: "s d", system: "s i d",
+		checks: map[string]check{
+			"schedule_runs_check":             {`until = occurrence - interval '1 second'`, `until = occurrence + interval '1 second'`},
+			"schedule_runs_occurrences_check": {`occurrences = 0`, `occurrences = 2`},
+			"schedule_runs_outcome_check":     {`outcome = 'lost', reason = ''`, `outcome = 'sent', reason = '', task_id = gen_random_uuid()`},
+			"schedule_runs_reason_check":      {`reason = 'mood'`, `reason = 'overlap'`},
+			"schedule_runs_check1":            {`task_id = gen_random_uuid()`, `outcome = 'sent', reason = '', task_id = gen_random_uuid()`},
+			"schedule_runs_check2":            {`reason = ''`, `reason = 'backlog_full'`}}},
 	"leases": {seed: `INSERT INTO leases (workspace_id, task_id, id, worker_id, attempt, reserved_ms)
 		SELECT $1::uuid, gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 1, 1000 WHERE $2::uuid IS NOT NULL`,
 		api: "s", worker: "s i d", system: "s d",

@@ -39,6 +39,8 @@ type Workspace struct {
 	Period               time.Time       `db:"period"`  // first day of the UTC month
 	Models               pq.StringArray  `db:"models"`  // patterns of provider/model that tasks may run on; empty: all
 	NeedsVerifiedEmail   bool            `db:"needs_verified_email"`
+	MaxSchedules         int             `db:"max_schedules"`
+	MinScheduleSeconds   int             `db:"min_schedule_seconds"` // between two occurrences of a schedule
 
 	OverageEnabled     bool  `db:"overage_enabled"`
 	SpendCapCents      int64 `db:"spend_cap_cents"`      // per period; the owners' own
@@ -52,7 +54,7 @@ type Workspace struct {
 }
 
 var workspaceQuery = `SELECT ws.id, ws.name, ws.slug, ws.plan, ws.status, ws.requests_per_hour, ws.max_users, ws.stripe_customer_id, ws.stripe_subscription_id,
-		ws.settings, ws.created_at, ws.needs_verified_email, w.models, w.queue, w.cap, w.max_waiting, w.waiting, w.paused, w.quota_ms, greatest(w.period, ` + currentPeriod + `) AS period,
+		ws.settings, ws.created_at, ws.needs_verified_email, ws.max_schedules, ws.min_schedule_seconds, w.models, w.queue, w.cap, w.max_waiting, w.waiting, w.paused, w.quota_ms, greatest(w.period, ` + currentPeriod + `) AS period,
 		` + usedNow("used_ms") + ` AS used_ms, w.overage_enabled, w.spend_cap_cents, w.overage_allowance_ms, ` + usedNow("overage_used_ms") + ` AS overage_used_ms,
 		w.provider_budget_microusd, w.max_task_cost_microusd, ` + usedNow("provider_used_microusd") + ` AS provider_used_microusd,
 		(` + openCost("w.workspace_id") + `) AS provider_reserved_microusd, r.running, r.reserved_ms
@@ -90,10 +92,12 @@ func (s *System) SetPlan(ctx context.Context, ws uuid.UUID, p Plan, customer, su
 				return err
 			}
 			_, err := tx.ExecContext(ctx, `UPDATE workspaces SET plan = $2, requests_per_hour = $3, max_users = $4, needs_verified_email = $7,
+					max_schedules = $8, min_schedule_seconds = $9,
 					stripe_customer_since = CASE WHEN $5 IN ('', coalesce(stripe_customer_id, '')) THEN stripe_customer_since ELSE now() END,
 					stripe_customer_id = coalesce(nullif($5, ''), stripe_customer_id),
 					stripe_subscription_id = coalesce(nullif($6, ''), stripe_subscription_id), updated_at = now()
-				WHERE id = $1`, ws, p.ID, p.RequestsPerHour, p.MaxUsers, customer, subscription, p.NeedsVerifiedEmail)
+				WHERE id = $1`, ws, p.ID, p.RequestsPerHour, p.MaxUsers, customer, subscription, p.NeedsVerifiedEmail,
+				p.MaxSchedules, p.MinScheduleSeconds)
 			if violates(err, "workspaces_stripe_customer_key") {
 				return refuse(Conflict, "another workspace has Stripe customer %s: totals are kept per customer", customer)
 			}
@@ -119,6 +123,8 @@ var limits = map[string]func(l *load, w *Workspace, v int64){
 	"max_users":                func(_ *load, w *Workspace, v int64) { w.MaxUsers = int(v) },
 	"provider_budget_microusd": func(l *load, _ *Workspace, v int64) { l.BudgetMicroUSD = v },
 	"max_task_cost_microusd":   func(l *load, _ *Workspace, v int64) { l.MaxTaskCost = v },
+	"max_schedules":            func(_ *load, w *Workspace, v int64) { w.MaxSchedules = int(v) },
+	"min_schedule_seconds":     func(_ *load, w *Workspace, v int64) { w.MinScheduleSeconds = int(v) },
 	"needs_verified_email":     func(_ *load, w *Workspace, v int64) { w.NeedsVerifiedEmail = v != 0 },
 }
 
@@ -177,7 +183,7 @@ func (s *System) Override(ctx context.Context, ws uuid.UUID, values map[string]i
 	}
 	return s.change(ctx, ws, by, "workspace.set_limit", details, func(tx *sqlx.Tx, l *load) error {
 		var w Workspace
-		err := tx.GetContext(ctx, &w, `SELECT requests_per_hour, max_users, needs_verified_email FROM workspaces WHERE id = $1 FOR UPDATE`, ws)
+		err := tx.GetContext(ctx, &w, `SELECT requests_per_hour, max_users, needs_verified_email, max_schedules, min_schedule_seconds FROM workspaces WHERE id = $1 FOR UPDATE`, ws)
 		if err != nil {
 			return fmt.Errorf("read limits: %w", err)
 		}
@@ -185,7 +191,8 @@ func (s *System) Override(ctx context.Context, ws uuid.UUID, values map[string]i
 			limits[name](l, &w, v)
 		}
 		_, err = tx.ExecContext(ctx, `UPDATE workspaces SET requests_per_hour = $2, max_users = $3, needs_verified_email = $4,
-			updated_at = now() WHERE id = $1`, ws, w.RequestsPerHour, w.MaxUsers, w.NeedsVerifiedEmail)
+			max_schedules = $5, min_schedule_seconds = $6, updated_at = now() WHERE id = $1`, ws, w.RequestsPerHour, w.MaxUsers, w.NeedsVerifiedEmail,
+			w.MaxSchedules, w.MinScheduleSeconds)
 		if err != nil {
 			return fmt.Errorf("set limits: %w", err)
 		}

@@ -62,6 +62,7 @@ BEGIN
             SELECT count(*) AS running, coalesce(sum(l.reserved_ms), 0)::bigint AS reserved FROM public.leases l WHERE l.workspace_id = w.id) r
         LEFT JOIN LATERAL (
             SELECT t.id, t.timeout_ms, t.attempt, t.priority, t.needs_microusd FROM public.tasks t WHERE t.workspace_id = w.id AND t.status = 'queued'
+                AND (t.expires_at IS NULL OR t.expires_at > now()) -- see store/expire.go
                 AND NOT EXISTS (SELECT 1 FROM public.leases l WHERE l.workspace_id = t.workspace_id AND l.task_id = t.id)
             ORDER BY t.priority DESC, t.id LIMIT most) t ON true
         ORDER BY w.id, t.priority DESC, t.id;
