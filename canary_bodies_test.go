@@ -62,6 +62,15 @@ var canaryBodies = map[string]func(r *rand.Rand, z *zoo, a *animal) any{
 	"POST /v1/tasks/cancel": func(r *rand.Rand, z *zoo, a *animal) any {
 		return map[string]any{"metadata": map[string]string{"word": a.word, "n": "1"}}
 	},
+	"POST /v1/tasks/retry": func(r *rand.Rand, z *zoo, a *animal) any {
+		return map[string]any{"metadata": map[string]string{"word": a.word}, "limit": 2}
+	},
+	"POST /v1/dead-letters/replay": func(r *rand.Rand, z *zoo, a *animal) any {
+		return map[string]any{"ids": []any{z.any(r, "tasks"), z.any(r, "tasks")}}
+	},
+	"DELETE /v1/dead-letters": func(r *rand.Rand, z *zoo, a *animal) any {
+		return map[string]any{"metadata": map[string]string{"word": a.word, "n": "2"}, "limit": 1}
+	},
 	"DELETE /v1/tasks/{id}":      nil,
 	"POST /v1/tasks/{id}/cancel": nil,
 	"POST /v1/tasks/{id}/retry":  nil,

@@ -176,6 +176,17 @@ var auditedRoutes = map[string]struct {
 		x.task()
 		return func() { x.owner.post("/v1/tasks/cancel", map[string]any{}).want(202) }
 	}},
+	"POST /v1/tasks/retry": {"tasks.retry", func(x *auditWalk) func() {
+		id := x.task()
+		x.owner.post("/v1/tasks/"+id+"/cancel", nil).want(202)
+		return func() { x.owner.post("/v1/tasks/retry", map[string]any{}).want(202) }
+	}},
+	"POST /v1/dead-letters/replay": {"dead_letters.replay", func(x *auditWalk) func() {
+		return func() { x.owner.post("/v1/dead-letters/replay", map[string]any{}).want(202) }
+	}},
+	"DELETE /v1/dead-letters": {"dead_letters.drop", func(x *auditWalk) func() {
+		return func() { x.owner.do("DELETE", "/v1/dead-letters", map[string]any{"all": true}).want(200) }
+	}},
 	"POST /v1/tasks/{id}/cancel": {"task.cancel", func(x *auditWalk) func() {
 		id := x.task()
 		return func() { x.owner.post("/v1/tasks/"+id+"/cancel", nil).want(202) }

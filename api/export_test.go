@@ -43,7 +43,7 @@ func TestExport(t *testing.T) {
 		c.exec(`INSERT INTO tasks (workspace_id, id, status, agent, model, prompt, timeout_ms, max_attempts, first_max_attempts, finished_at)
 			VALUES ($1, $2, 'canceled', 'yuki', 'auto', $3, 1000, 1, 1, now())`, c.ws, store.NewID(), strings.Repeat("page ", i))
 	}
-	for _, table := range []string{"metering_rows", "daily_usage", "push_ledger", "provider_calls", "quota_notices", "workspace_events"} {
+	for _, table := range []string{"metering_rows", "daily_usage", "push_ledger", "provider_calls", "quota_notices", "workspace_events", "schedules", "schedule_runs"} {
 		for _, ws := range []uuid.UUID{c.ws, other.ws} {
 			c.exec(map[string]string{
 				"metering_rows": `INSERT INTO metering_rows (workspace_id, attempt_id, meter, quantity, billable, day, task_id, agent, model)
@@ -53,6 +53,10 @@ func TestExport(t *testing.T) {
 				"provider_calls":   `INSERT INTO provider_calls (workspace_id, id, task_id, attempt_id, step, try, provider, model) VALUES ($1, gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 1, 1, 'p', 'm')`,
 				"quota_notices":    `INSERT INTO quota_notices (workspace_id, period, percent) VALUES ($1, '2026-01-01', 80)`,
 				"workspace_events": `INSERT INTO workspace_events (workspace_id, seq, kind, data) VALUES ($1, 1000, 'usage', '{}')`,
+				"schedules": `INSERT INTO schedules (workspace_id, id, name, cron, timezone, missed_runs, overlap, agent, model, prompt, priority, timeout_ms, max_attempts)
+					VALUES ($1, gen_random_uuid(), 's', '@daily', 'UTC', 'skip', 'allow', 'a', 'auto', 'p', 0, 1000, 1)`,
+				"schedule_runs": `INSERT INTO schedule_runs (workspace_id, schedule_id, occurrence, until, occurrences, outcome, reason)
+					SELECT $1, gen_random_uuid(), now() + n * interval '1 minute', now() + interval '1 year', 1, 'missed', 'late' FROM generate_series(1, 250) n`,
 			}[table], ws)
 		}
 	}

@@ -151,13 +151,18 @@ func (q *request) metadataFilter(f *faults) map[string]string {
 
 // listName names a list of tasks with its filters, for cursors.
 func listName(f store.TaskFilter) string {
-	pairs := make([]string, 0, len(f.Metadata))
-	for k, v := range f.Metadata {
+	text := fmt.Sprintf("%q %q %v %v %v", f.Status, f.Agent, timeText(f.CreatedAfter), timeText(f.CreatedBefore), sortedPairs(f.Metadata))
+	return fmt.Sprintf("tasks %x", sha256.Sum256([]byte(text)))
+}
+
+// sortedPairs writes metadata in one order.
+func sortedPairs(metadata map[string]string) []string {
+	pairs := make([]string, 0, len(metadata))
+	for k, v := range metadata {
 		pairs = append(pairs, fmt.Sprintf("%q=%q", k, v))
 	}
 	sort.Strings(pairs)
-	text := fmt.Sprintf("%q %q %v %v %v", f.Status, f.Agent, timeText(f.CreatedAfter), timeText(f.CreatedBefore), pairs)
-	return fmt.Sprintf("tasks %x", sha256.Sum256([]byte(text)))
+	return pairs
 }
 
 func timeText(t *time.Time) string {

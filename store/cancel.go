@@ -136,11 +136,8 @@ func (w *Work) Retry(ctx context.Context, id uuid.UUID) error {
 	if l.Waiting >= l.MaxWaiting {
 		return errBacklogFull()
 	}
-	_, err = w.tx.ExecContext(ctx, `UPDATE tasks SET status = 'queued', max_attempts = max_attempts + first_max_attempts, finished_at = NULL,
-			run_at = NULL, expires_at = NULL, cancel_requested_at = NULL, error = NULL, result = NULL, crashes = 0
-		WHERE workspace_id = $1 AND id = $2`, w.Workspace, id)
-	if err != nil {
-		return fmt.Errorf("requeue task %s: %w", id, err)
+	if err := w.requeue(ctx, id); err != nil {
+		return err
 	}
 	l.Waiting++
 	return w.settle(ctx, l)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/lib/pq"
 )
 
 // A task's content is what its customer or its agent wrote: prompt, input, metadata, result, and the texts of errors. It
@@ -38,26 +39,31 @@ func (w *Work) EraseTask(ctx context.Context, id uuid.UUID) (erased bool, err er
 	if task.Erased {
 		return false, nil
 	}
-	_, err = w.tx.ExecContext(ctx, `UPDATE tasks SET prompt = '', input = '{}', metadata = '{}', result = NULL,
-		error = CASE WHEN error IS NOT NULL THEN `+erasedError+` END, erased_at = now() WHERE workspace_id = $1 AND id = $2`, w.Workspace, id)
-	if err != nil {
-		return false, fmt.Errorf("erase task %s: %w", id, err)
-	}
-	_, err = w.tx.ExecContext(ctx, `UPDATE attempts SET error = `+erasedError+` WHERE workspace_id = $1 AND task_id = $2 AND error IS NOT NULL`, w.Workspace, id)
-	if err != nil {
-		return false, fmt.Errorf("erase errors of task %s: %w", id, err)
+	return true, w.erase(ctx, ended{id, task.CreatedAt})
+}
+
+// erase erases the content of tasks that have ended. The load row is locked.
+func (w *Work) erase(ctx context.Context, tasks ...ended) error {
+	ids, createdAt := make([]uuid.UUID, len(tasks)), make([]*string, len(tasks))
+	for i, t := range tasks {
+		ids[i], createdAt[i] = t.ID, textOfTime(&t.CreatedAt)
 	}
 	// The answer to the submit was stored in the submit's transaction, so it bears the same time (index
 	// idempotency_keys_age); later answers name the task (idempotency_keys_task). The keys stay: a repeat is still no
 	// second task.
-	for _, answers := range []struct {
-		condition string
-		arg       any
-	}{{`created_at = $2`, task.CreatedAt}, {`task_id = $2`, id}} {
-		_, err = w.tx.ExecContext(ctx, `UPDATE idempotency_keys SET response = NULL WHERE workspace_id = $1 AND `+answers.condition, w.Workspace, answers.arg)
-		if err != nil {
-			return false, fmt.Errorf("erase stored answers about task %s: %w", id, err)
+	for _, what := range []struct {
+		of, sql string
+		arg     any
+	}{
+		{"tasks", `UPDATE tasks SET prompt = '', input = '{}', metadata = '{}', result = NULL,
+			error = CASE WHEN error IS NOT NULL THEN ` + erasedError + ` END, erased_at = now() WHERE workspace_id = $1 AND id = ANY($2)`, pq.Array(ids)},
+		{"errors", `UPDATE attempts SET error = ` + erasedError + ` WHERE workspace_id = $1 AND task_id = ANY($2) AND error IS NOT NULL`, pq.Array(ids)},
+		{"answers to submits", `UPDATE idempotency_keys SET response = NULL WHERE workspace_id = $1 AND created_at = ANY($2::timestamptz[])`, pq.Array(createdAt)},
+		{"later answers", `UPDATE idempotency_keys SET response = NULL WHERE workspace_id = $1 AND task_id = ANY($2)`, pq.Array(ids)},
+	} {
+		if _, err := w.tx.ExecContext(ctx, what.sql, w.Workspace, what.arg); err != nil {
+			return fmt.Errorf("erase %s of tasks: %w", what.of, err)
 		}
 	}
-	return true, nil
+	return nil
 }
