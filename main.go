@@ -61,7 +61,7 @@ func commands() []command {
 		{"migrate", "", "bring the database's schema and roles up to this version", runMigrate},
 		{"workspace", "list|show|set-plan|set-limit|pause|resume|restore …", "look at and change workspaces", runWorkspace},
 		{"plans", "", "the table of plans; --cost PLAN: what a workspace can cost at worst", runPlans},
-		{"tasks", "list|show|retry|cancel …", "look at and change tasks", runTasks},
+		{"tasks", "list|show|retry|cancel|retry-all|cancel-all|dead-letters …", "look at and change tasks", runTasks},
 		{"autoscale", "show|pause|resume …", "look at the fleet's load, pause the autoscaler", runAutoscale},
 		{"user", "list|show|reset-password …", "look at accounts, let somebody in again", runUser},
 		{"billing", "setup|push|reconcile …", "usage and Stripe", runBilling},

@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/generic-corp/muster/jobs"
 	"github.com/generic-corp/muster/store"
 )
 
@@ -19,6 +18,7 @@ import (
 func runTasks(ctx context.Context, c *cli, args []string) error {
 	return c.subcommand(ctx, "tasks", args, map[string]func(context.Context, *cli, []string) error{
 		"list": tasksList, "show": tasksShow, "retry": tasksRetry, "cancel": tasksCancel,
+		"retry-all": tasksRetryAll, "cancel-all": tasksCancelAll, "dead-letters": runDeadLetters,
 	})
 }
 
@@ -201,24 +201,11 @@ func (c *cli) changeTask(ctx context.Context, name string, args []string, change
 		return err
 	}
 	defer done()
-	result, err := tasks.Do(ctx, store.Scope{Workspace: ws}, nil, func(w *store.Work) (store.Answer, error) {
-		if err := change(w, task); err != nil {
-			return store.Answer{}, err
-		}
-		return store.Answer{}, w.Audit(store.AuditEntry{ActorType: store.ActorOperator, ActorID: operator().Name, Action: "task." + name,
-			Target: store.FormatID(store.TaskPrefix, task)})
+	err = c.workOn(ctx, tasks, ws, cfg, "task."+name, store.FormatID(store.TaskPrefix, task), func(w *store.Work) (map[string]any, error) {
+		return nil, change(w, task)
 	})
 	if err != nil {
 		return err
-	}
-	if err := c.enqueue(cfg, result.Turns); err != nil {
-		return err
-	}
-	if len(result.Cancels) > 0 && cfg.Redis.RedisConnOpt != nil {
-		if rdb, err := jobs.NewRedis(cfg.Redis); err == nil { // the fast path; the worker's beat is the sure one
-			defer rdb.Close()
-			_ = jobs.PublishCancels(ctx, rdb, result.Cancels...)
-		}
 	}
 	return c.printTask(ctx, tasks, ws, task, asJSON)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
 )
 
 // CancelOutcome says what a cancel found.
@@ -65,13 +66,29 @@ func (w *Work) CancelMatching(ctx context.Context, f CancelFilter) (int, error) 
 	if err != nil {
 		return 0, err
 	}
-	pairs, err := json.Marshal(f.Metadata)
-	if err != nil {
-		return 0, fmt.Errorf("write metadata filter: %w", err)
-	}
-	waiting, running, err := w.cancel(ctx, l, `($2 = '' OR $2 = CASE WHEN l.id IS NULL THEN t.status ELSE 'running' END)
-		AND ($3 = '' OR t.agent = $3) AND t.metadata @> coalesce(nullif($4, 'null'), '{}')::jsonb`, f.Status, f.Agent, string(pairs))
+	waiting, running, err := w.cancel(ctx, l, cancelCondition, f.args()...)
 	return waiting + running, err
+}
+
+// CountCancelable counts the tasks that CancelMatching would take.
+func (a *API) CountCancelable(ctx context.Context, ws uuid.UUID, f CancelFilter) (n int, err error) {
+	err = a.inWorkspace(ctx, ws, func(tx *sqlx.Tx) error {
+		return tx.GetContext(ctx, &n, `SELECT count(*) FROM `+taskTables+` WHERE t.workspace_id = $1 AND (t.status = 'queued' OR t.status = 'scheduled')
+			AND `+cancelCondition, append([]any{ws}, f.args()...)...)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("count tasks that have not ended: %w", err)
+	}
+	return n, nil
+}
+
+// cancelCondition chooses by a CancelFilter, whose args stand behind the workspace.
+const cancelCondition = `($2 = '' OR $2 = CASE WHEN l.id IS NULL THEN t.status ELSE 'running' END)
+		AND ($3 = '' OR t.agent = $3) AND t.metadata @> coalesce(nullif($4, 'null'), '{}')::jsonb`
+
+func (f CancelFilter) args() []any {
+	pairs, _ := json.Marshal(f.Metadata) // strings only: cannot fail
+	return []any{f.Status, f.Agent, string(pairs)}
 }
 
 // cancel ends the waiting tasks that the condition chooses, asks the running ones to stop, and takes the workspace out

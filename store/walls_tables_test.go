@@ -162,7 +162,7 @@ var tables = map[string]walls{
 			{role: roleOwner, before: `ALTER TABLE audit_log DISABLE TRIGGER USER`, do: systemEntry, want: []string{"policy"}}}},
 	"idempotency_keys": {seed: `INSERT INTO idempotency_keys (workspace_id, route, key, body_hash, status)
 		SELECT $1::uuid, 'r', gen_random_uuid()::text, ` + hash32 + `, 200 WHERE $2::uuid IS NOT NULL`,
-		api: "s i u(response)", system: "s(workspace_id,route,key,created_at) d",
+		api: "s i u(response)", system: "s(workspace_id,route,key,created_at,task_id) u(response) d",
 		checks: map[string]check{
 			"idempotency_keys_key_check":       {`key = ''`, `key = 'x'`},
 			"idempotency_keys_body_hash_check": {`body_hash = 'short'`, `body_hash = ` + hash32}}},

@@ -89,7 +89,11 @@ GRANT SELECT, DELETE, UPDATE (paused, next_at, version, last_at, last_task_id, u
 GRANT SELECT, INSERT, DELETE ON schedule_runs TO muster_system;
 GRANT INSERT ON tasks TO muster_system;
 
+-- An operator drops dead letters: what stored answers show of them goes too.
+GRANT SELECT (task_id), UPDATE (response) ON idempotency_keys TO muster_system;
+
 -- +goose Down
+REVOKE SELECT (task_id), UPDATE (response) ON idempotency_keys FROM muster_system;
 REVOKE INSERT ON tasks FROM muster_system;
 DROP TABLE schedule_runs, schedules;
 ALTER TABLE workspaces DROP COLUMN max_schedules, DROP COLUMN min_schedule_seconds;
