@@ -43,7 +43,7 @@ const drainTasks, drainWorkspaces = 50_000, 200
 
 func drainMuster(h *host, scale int) []figure {
 	f, n := newFleet(h), drainTasks/scale
-	for _, t := range f.workspaces(drainWorkspaces, "pro") {
+	for _, t := range f.clones(drainWorkspaces, "pro") {
 		f.submit(t, n/drainWorkspaces)
 	}
 	c, before, began := newCountdown(n), readCPU(), time.Now()

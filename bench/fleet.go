@@ -226,8 +226,14 @@ func (f *fleet) serve(connections, customers int, plan string) []customer {
 	f.url = listener.URL
 	f.http = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: connections, MaxConnsPerHost: connections}}
 	all := make([]customer, customers)
+	var next atomic.Int64
+	crowd(f.h, 4, func() { // hashing a password takes its time
+		for i := next.Add(1) - 1; i < int64(customers); i = next.Add(1) - 1 {
+			all[i] = f.register(int(i), plan)
+		}
+	})
 	for i := range all {
-		all[i] = f.register(i, plan)
+		all[i].tenant = f.tenant(all[i].id, plan)
 	}
 	return all
 }
@@ -248,7 +254,7 @@ func (f *fleet) register(i int, plan string) customer {
 	}
 	_, err = store.NewSystem(f.env.System(f.h)).SetPlan(context.Background(), ws, p, "", "", store.Operator{Name: "bench"})
 	f.h.must(err)
-	return customer{f.tenant(ws, plan), in.AccessToken}
+	return customer{&tenant{id: ws}, in.AccessToken}
 }
 
 func (f *fleet) send(path, token string, raw []byte, answer any) error {

@@ -25,6 +25,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -42,6 +43,7 @@ type bout struct {
 	run          func(h *host, scale int) []figure // scale divides the amount of work
 	once         bool                              // one run tells enough: it is long, or a sample by itself
 	full         bool                              // too long for --quick
+	beside       bool                              // it idles for minutes: it runs along with the bout before it
 }
 
 // result is one figure of one bout over its runs.
@@ -162,36 +164,60 @@ func measure(ctx context.Context, o options, stderr io.Writer) (results []result
 	if o.quick {
 		scale = quickScale
 	}
-	var plan []bout
+	var plan [][]bout
 	for round := range o.runs {
 		for _, b := range bouts() {
 			chosen := len(o.cases) == 0 || slices.Contains(o.cases, b.Case)
-			if chosen && (!b.once || round == 0) && (!b.full || !o.quick) {
-				plan = append(plan, b)
+			switch {
+			case !chosen || b.once && round > 0 || b.full && o.quick:
+			case b.beside && len(plan) > 0:
+				plan[len(plan)-1] = append(plan[len(plan)-1], b)
+			default:
+				plan = append(plan, []bout{b})
 			}
 		}
 	}
 	bar := newProgress(stderr, len(plan))
-	for _, b := range plan {
-		bar.next(b)
+	for _, together := range plan {
+		bar.next(together)
 		before := readCPU()
-		figures, err := within(ctx, func(h *host) []figure { return b.run(h, scale) })
+		ends := playAll(ctx, together, scale)
 		taken := strangers(before, readCPU())
 		if ctx.Err() != nil {
 			return results, true
 		}
-		if err != nil {
-			bar.say(fmt.Sprintf("bench: %s, %s: %v", b.Case, b.System, err))
-			failed = true
-			continue
-		}
-		for _, f := range figures {
-			results = add(results, b, f, taken)
+		for i, b := range together {
+			if ends[i].err != nil {
+				bar.say(fmt.Sprintf("bench: %s, %s: %v", b.Case, b.System, ends[i].err))
+				failed = true
+			}
+			for _, f := range ends[i].figures {
+				results = add(results, b, f, taken)
+			}
 		}
 	}
 	bar.end()
 	sortResults(results)
 	return results, failed
+}
+
+// ended is how a bout went.
+type ended struct {
+	figures []figure
+	err     error
+}
+
+// playAll runs bouts at once, each on a host of its own.
+func playAll(ctx context.Context, together []bout, scale int) []ended {
+	ends := make([]ended, len(together))
+	var all sync.WaitGroup
+	for i, b := range together {
+		all.Go(func() {
+			ends[i].figures, ends[i].err = within(ctx, func(h *host) []figure { return b.run(h, scale) })
+		})
+	}
+	all.Wait()
+	return ends
 }
 
 // add notes a figure of one run.
@@ -245,9 +271,9 @@ func newProgress(to io.Writer, of int) *progress {
 	return p
 }
 
-func (p *progress) next(b bout) {
+func (p *progress) next(together []bout) {
 	p.done++
-	p.show(b.Case + ", " + b.System)
+	p.show(together[0].Case + ", " + together[0].System)
 }
 
 func (p *progress) show(what string) {

@@ -61,7 +61,7 @@ func bouts() []bout {
 		{Case: "memory", System: musterSystem, run: memoryMuster, once: true},
 		{Case: "memory", System: asynqSystem, run: memoryAsynq, once: true},
 		{Case: "recovery", System: musterSystem, run: recoveryMuster, once: true},
-		{Case: "recovery", System: asynqSystem, run: recoveryAsynq, once: true, full: true},
+		{Case: "recovery", System: asynqSystem, run: recoveryAsynq, once: true, full: true, beside: true},
 	}
 }
 

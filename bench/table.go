@@ -46,9 +46,9 @@ func render(results []result, quick bool) string {
 	return b.String()
 }
 
-// ratio compares a figure of Muster's with the same one of a peer.
+// ratio compares a figure of Muster's with the same one of a peer; counts are not compared.
 func ratio(r result, to string, all []result) string {
-	if r.System != musterSystem {
+	if r.System != musterSystem || r.Unit == "" {
 		return ""
 	}
 	for _, peer := range all {
