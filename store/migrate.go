@@ -118,7 +118,9 @@ func LatestVersion() int64 {
 var roleSettings = []string{
 	"jit = off",
 	"plan_cache_mode = force_generic_plan", // our plans do not depend on the values; planning per call would cost more than it brings
-	"idle_in_transaction_session_timeout = '30s'",
+	// No transaction of ours waits for anything but its own next statement. A process that stands still in the middle of one,
+	// or is cut off, holds a workspace's row: nobody can submit there, and its tasks cannot be taken back, until this ends it.
+	"idle_in_transaction_session_timeout = '5s'",
 	"TimeZone = 'UTC'", // spelled as Postgres stores it
 }
 

@@ -39,6 +39,7 @@ type PostgresConfig struct {
 	Fsync    bool              // true: commits survive a power cut; needed where speed is measured or data is kept
 	Port     int               // 0: the one used last time if it is free, else any free one
 	Settings map[string]string // more settings, or others than our own, such as "synchronous_commit": "off"
+	Env      []string          // more environment of the server, such as "LD_PRELOAD=…"
 }
 
 // Postgres is a private server. Its methods may be called by one goroutine at a time.
@@ -255,7 +256,7 @@ func (p *Postgres) launch(ctx context.Context) error {
 		}
 		var err error
 		argv := append([]string{filepath.Join(p.bin, "postgres"), "-D", p.DataDir()}, p.settings()...)
-		if p.proc, err = startServer(argv, p.place.dir, p.LogFile(), p.place.cred, syscall.SIGINT); err != nil {
+		if p.proc, err = startServer(argv, p.place.dir, p.LogFile(), p.place.cred, syscall.SIGINT, p.cfg.Env...); err != nil {
 			return fmt.Errorf("start PostgreSQL: %w", err)
 		}
 		err = poll(ctx, p.proc, p.ping)

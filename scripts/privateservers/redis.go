@@ -125,6 +125,14 @@ func (r *Redis) Restart(ctx context.Context) (err error) {
 	return r.launch(ctx)
 }
 
+// Forget deletes the data of a server that was killed, as if its disk were lost: Restart starts an empty one.
+func (r *Redis) Forget() error {
+	if err := os.RemoveAll(r.dataDir()); err != nil {
+		return err
+	}
+	return os.Mkdir(r.dataDir(), 0o700)
+}
+
 // Remove ends the server at once and deletes its data.
 func (r *Redis) Remove() error {
 	err := r.Kill()

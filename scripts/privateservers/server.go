@@ -16,14 +16,15 @@ import (
 
 var errExited = errors.New("the server exited")
 
-// startServer starts a server as the user cred names (nil: as ourselves), with its output appended to logFile.
-func startServer(argv []string, dir, logFile string, cred *syscall.Credential, onParentDeath syscall.Signal) (*childprocess.Process, error) {
+// startServer starts a server as the user cred names (nil: as ourselves), with its output appended to logFile and what
+// env adds to its environment.
+func startServer(argv []string, dir, logFile string, cred *syscall.Credential, onParentDeath syscall.Signal, env ...string) (*childprocess.Process, error) {
 	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
 	defer log.Close()
-	return childprocess.Start(childprocess.Config{Argv: argv, Dir: dir, Env: serverEnv(), Output: log,
+	return childprocess.Start(childprocess.Config{Argv: argv, Dir: dir, Env: append(serverEnv(), env...), Output: log,
 		Credential: cred, OnParentDeath: onParentDeath})
 }
 
