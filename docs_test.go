@@ -121,10 +121,12 @@ func TestTheTestsThatDocumentsNameExist(t *testing.T) {
 			t.Errorf("no test is called %s", m[1])
 		}
 	}
-	for _, m := range regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(readDoc(t, "docs/security.md"), -1) {
-		named++
-		if !strings.Contains(sources.String(), "func "+m[1]+"(") {
-			t.Errorf("docs/security.md names %s, which is no test", m[1])
+	for _, doc := range []string{"docs/security.md", "docs/reliability.md"} {
+		for _, m := range regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(readDoc(t, doc), -1) {
+			named++
+			if !strings.Contains(sources.String(), "func "+m[1]+"(") {
+				t.Errorf("%s names %s, which is no test", doc, m[1])
+			}
 		}
 	}
 	if !found || named < 90 {
@@ -136,7 +138,7 @@ func TestTheFilesThatDocumentsNameExist(t *testing.T) {
 	t.Parallel()
 	quoted := regexp.MustCompile("`((?:api|worker|billing|store|jobs|scripts|docs)/[A-Za-z0-9_./-]*|[a-z_]+\\.go)`")
 	link := regexp.MustCompile(`\]\(([^)#]*)(#[^)]*)?\)`)
-	for _, doc := range []string{"README.md", "docs/architecture.md", "docs/operations.md", "docs/security.md"} {
+	for _, doc := range []string{"README.md", "docs/architecture.md", "docs/operations.md", "docs/security.md", "docs/reliability.md"} {
 		text := readDoc(t, doc)
 		var anchors []string
 		for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1) {

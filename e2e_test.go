@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -33,15 +31,6 @@ var fleetTiers = []tier{
 	{"pro", 10, 6, 67, 4000 * time.Millisecond},
 }
 
-// quickly is the same tiers with shorter tasks, where caps need not be reached.
-func quickly(tiers []tier) []tier {
-	quick := slices.Clone(tiers)
-	for i := range quick {
-		quick[i].sleep /= 3
-	}
-	return quick
-}
-
 // crowd is all tenants and what they sent.
 type crowd struct {
 	tenants []*tenant
@@ -62,7 +51,7 @@ func (s *stack) gather(tiers []tier) *crowd {
 	return c
 }
 
-func (s *stack) submitAll(c *crowd, tiers []tier, pause time.Duration) {
+func (s *stack) submitAll(c *crowd, tiers []tier) {
 	s.t.Helper()
 	agents := []string{"sable", "devonte", "yuki", "graham", "marcus"}
 	var mu sync.Mutex
@@ -100,7 +89,6 @@ func (s *stack) submitAll(c *crowd, tiers []tier, pause time.Duration) {
 					}
 					mu.Unlock()
 					sent += n
-					time.Sleep(pause)
 				}
 			})
 		}
@@ -194,7 +182,8 @@ func (s *stack) settleMoney(c *crowd) {
 	}
 }
 
-// TestFleet: API, two workers and the scheduler as real processes, 30 workspaces of all plans, 1,500 tasks over HTTP.
+// TestFleet: API, two workers and the scheduler as real processes, 30 workspaces of all plans, 1,500 tasks over HTTP. What
+// holds under faults is tried by TestChaos, in scripts/chaosrun.
 func TestFleet(t *testing.T) {
 	s := newStack(t)
 	s.vars["WORKER_CONCURRENCY"] = "80" // twice that is more than all caps together
@@ -207,7 +196,7 @@ func TestFleet(t *testing.T) {
 	}
 	c := s.gather(fleetTiers)
 	began := time.Now()
-	s.submitAll(c, fleetTiers, 0)
+	s.submitAll(c, fleetTiers)
 	if c.total < 1500 {
 		t.Fatalf("only %d tasks", c.total)
 	}
@@ -228,162 +217,12 @@ func TestFleet(t *testing.T) {
 	}
 }
 
-// TestFleetWithFaults is the same while a worker, the API and the scheduler are killed and Redis is flushed. The slots
-// are fewer than the caps together, so that turns stand in line for the flush to meet.
-func TestFleetWithFaults(t *testing.T) {
-	s := newStack(t)
-	s.vars["WORKER_CONCURRENCY"] = "20"
-	s.start("scheduler", "scheduler")
-	s.start("api", "api")
-	s.start("worker-1", "worker")
-	s.start("worker-2", "worker")
-	if code, out, stderr := s.muster("billing", "setup"); code != 0 {
-		t.Fatalf("billing setup: %d %s %s", code, out, stderr)
-	}
-	tiers := quickly(fleetTiers)
-	c := s.gather(tiers)
-	submitted := make(chan struct{})
-	go func() {
-		defer close(submitted)
-		s.submitAll(c, tiers, 600*time.Millisecond) // over a few seconds, so that the API's death meets requests
-	}()
-	reach := func(n int) {
-		t.Helper()
-		s.await(2*time.Minute, fmt.Sprintf("%d tasks to end", n), func() bool { return s.count(`SELECT count(*) FROM tasks WHERE finished_at IS NOT NULL`) >= n })
-	}
-
-	reach(50)
-	s.kill("api")
-	s.start("api", "api")
-	reach(150)
-	victims := s.crashWorker("worker-1", "worker-3")
-	s.kill("scheduler")
-	s.start("scheduler", "scheduler")
-	reach(800)
-	rdb := s.env.Redis(t)
-	s.await(30*time.Second, "turns to stand in line", func() bool {
-		n, err := rdb.LLen(context.Background(), "asynq:{starter}:pending").Result()
-		return err == nil && n > 0
-	})
-	if err := rdb.FlushAll(context.Background()).Err(); err != nil {
-		t.Fatal(err)
-	}
-	flushed := time.Now()
-	s.await(30*time.Second, "lost turns to be repaired", func() bool { return s.metric("scheduler", "muster_repaired_turns_total") > 0 })
-	t.Logf("redis flushed; turns repaired after %s", time.Since(flushed).Round(10*time.Millisecond))
-
-	<-submitted
-	s.awaitAll(4 * time.Minute)
-	s.check(c, false)
-	if n := s.count(`SELECT count(*) FROM tasks WHERE attempt <> 1`); n != 0 {
-		t.Errorf("%d tasks spent an attempt on a crash", n)
-	}
-	if n := s.count(`SELECT count(*) FROM attempts WHERE outcome = 'crashed'`); n != victims {
-		t.Errorf("%d crashed attempts are booked, want %d", n, victims)
-	}
-	s.settleMoney(c)
-}
-
-// crashWorker kills a worker that runs tasks, starts another, and waits until each task of the dead one runs again or
-// has ended: 20 s at most. It returns how many there were.
-func (s *stack) crashWorker(victim, replacement string) int {
-	s.t.Helper()
-	type lease struct {
-		Task  uuid.UUID `db:"task_id"`
-		Lease uuid.UUID `db:"id"`
-	}
-	db := s.env.Admin(s.t)
-	held := func() (leases []lease) {
-		s.t.Helper()
-		if err := db.Select(&leases, `SELECT l.task_id, l.id FROM leases l JOIN workers w ON w.id = l.worker_id WHERE w.name LIKE '%/' || $1`,
-			s.procs[victim].PID()); err != nil {
-			s.t.Fatal(err)
-		}
-		return leases
-	}
-	s.await(30*time.Second, victim+" to run tasks", func() bool { return len(held()) > 5 })
-	s.kill(victim)
-	killed := time.Now()
-	victims := held()
-	if len(victims) == 0 {
-		s.t.Fatal("the killed worker held nothing: the fault did not fire")
-	}
-	s.start(replacement, "worker")
-	for _, v := range victims {
-		s.await(time.Until(killed.Add(20*time.Second)), "a killed worker's task to run again", func() bool {
-			return s.count(`SELECT count(*) FROM tasks t LEFT JOIN leases l ON l.task_id = t.id
-				WHERE t.id = $1 AND (t.finished_at IS NOT NULL OR l.id <> $2)`, v.Task, v.Lease) == 1
-		})
-	}
-	s.t.Logf("worker killed with %d tasks; the last ran again after %s", len(victims), time.Since(killed).Round(10*time.Millisecond))
-	return len(victims)
-}
-
 func (s *stack) count(query string, args ...any) (n int) {
 	s.t.Helper()
 	if err := s.env.Admin(s.t).Get(&n, query, args...); err != nil {
 		s.t.Fatal(err)
 	}
 	return n
-}
-
-// TestRedisCutCancelsNoAgent: Redis is away for 45 s, longer than Asynq's own lease; agents run on and nothing is lost.
-func TestRedisCutCancelsNoAgent(t *testing.T) {
-	t.Parallel()
-	s := newStack(t)
-	s.start("scheduler", "scheduler")
-	s.start("api", "api")
-	s.start("worker-1", "worker")
-	tn := s.tenant("patient", "pro", 10)
-	submit := func(prompt string) (id string, took time.Duration) {
-		t.Helper()
-		var task struct{ ID string }
-		began := time.Now()
-		if _, err := s.request("POST", "/v1/tasks", tn.token, "", map[string]any{"prompt": prompt}, &task); err != nil {
-			t.Fatal(err)
-		}
-		return task.ID, time.Since(began)
-	}
-	long, _ := submit("ws=patient sleep=55s out=long")
-	s.await(20*time.Second, "the long task to run", func() bool { return s.models.Stats().Labels["patient"].Concurrent == 1 })
-	if err := s.env.RedisServer.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	cut := time.Now()
-	var during []string
-	for i := range 5 {
-		id, took := submit(fmt.Sprintf("ws=patient out=during-%d", i))
-		during = append(during, id)
-		if took > 200*time.Millisecond {
-			t.Errorf("with Redis down a submit took %s", took)
-		}
-	}
-	<-time.After(time.Until(cut.Add(45 * time.Second))) // the length of the cut is what is tested
-	if err := s.env.RedisServer.Restart(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	back := time.Now()
-	for _, id := range append(during, long) {
-		var task struct {
-			Status  string
-			Attempt int
-			Result  json.RawMessage
-		}
-		s.await(40*time.Second, "a task to succeed after the cut", func() bool {
-			if _, err := s.request("GET", "/v1/tasks/"+id, tn.token, "", nil, &task); err != nil {
-				t.Fatal(err)
-			}
-			return task.Status == "succeeded"
-		})
-		if task.Attempt != 1 {
-			t.Errorf("%s needed %d attempts", id, task.Attempt)
-		}
-	}
-	t.Logf("all had succeeded %s after Redis came back", time.Since(back).Round(time.Millisecond))
-	if seen := s.models.Stats().Labels["patient"]; seen.Calls != 6 || seen.Gone != 0 {
-		t.Errorf("%d calls for 6 tasks, %d given up: a running agent was canceled", seen.Calls, seen.Gone)
-	}
-	storetest.CheckLedger(t, s.env.Env)
 }
 
 // TestStartWithoutRedis: Redis is down when the processes start. Each says so and starts; tasks are accepted, and run

@@ -32,7 +32,7 @@ func TestFleetThroughPgBouncer(t *testing.T) {
 		{"pro", 10, 3, 40, 100 * time.Millisecond},
 	}
 	c := s.gather(tiers)
-	s.submitAll(c, tiers, 0)
+	s.submitAll(c, tiers)
 	s.awaitAll(2 * time.Minute)
 	s.check(c, false)
 	s.settleMoney(c)
