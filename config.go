@@ -50,6 +50,8 @@ type Config struct {
 	PricesFile                       string // overrides the built-in prices of models
 
 	WorkerConcurrency int           // agents at once per worker process
+	IsolatedChildren  int           // of these, how many suspects at once, each in a process of its own
+	IsolatedMemoryMB  int           // what each of those may allocate
 	WorkerProcesses   int           // started by muster up
 	Drain             time.Duration // after SIGTERM
 	StrictTiers       bool
@@ -117,6 +119,8 @@ var processVariables = []variable{
 	{"OPENAI_MODEL", "", "a model's name", false, "the model of \"openai\" and \"auto\"", text(func(c *Config) *string { return &c.OpenAIModel })},
 	{"MODEL_PRICES_FILE", "", "a file as described in docs/operations.md", false, "prices of models that replace or add to the built-in ones", text(func(c *Config) *string { return &c.PricesFile })},
 	{"WORKER_CONCURRENCY", "20", "a number from 1 to 1000", false, "agents at once per worker process", number(func(c *Config) *int { return &c.WorkerConcurrency }, 1, 1000)},
+	{"WORKER_ISOLATED", "4", "a number from 1 to 64", false, "suspects of crashes at once per worker process, each in a process of its own", number(func(c *Config) *int { return &c.IsolatedChildren }, 1, 64)},
+	{"WORKER_ISOLATED_MEMORY_MB", "512", "a number from 128 to 65536", false, "what the process of a suspect may allocate", number(func(c *Config) *int { return &c.IsolatedMemoryMB }, 128, 65536)},
 	{"WORKER_PROCESSES", "1", "a number from 0 to 64", false, "worker processes that muster up starts", number(func(c *Config) *int { return &c.WorkerProcesses }, 0, 64)},
 	{"DRAIN_SECONDS", "280", "a number from 0 to 3600", false, "how long agents may run on after SIGTERM", func(c *Config, v string) error {
 		n, err := strconv.Atoi(v)

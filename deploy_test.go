@@ -69,7 +69,9 @@ func TestDeployFitsTheSchemas(t *testing.T) {
 func TestAlertsAreExpressions(t *testing.T) {
 	t.Parallel()
 	var alerts struct {
-		Groups []struct{ Rules []struct{ Alert, Expr string } }
+		Groups []struct {
+			Rules []struct{ Alert, Expr string }
+		}
 	}
 	if err := yaml.Unmarshal([]byte(readDoc(t, "deploy/alerts.yaml")), &alerts); err != nil {
 		t.Fatal(err)

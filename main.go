@@ -20,6 +20,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/generic-corp/muster/store"
+	"github.com/generic-corp/muster/worker/isolate"
 )
 
 func main() {
@@ -83,6 +84,9 @@ var errFound = errors.New("found")
 
 // run is main without the process around it.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+	if len(args) == 1 && args[0] == isolate.Command {
+		return runIsolated()
+	}
 	shown := redact(getenv, stdout, stderr)
 	c := &cli{getenv: getenv, stdout: shown[0], stderr: shown[1], children: stderr}
 	if len(args) == 0 || args[0] == "help" || args[0] == "--help" || args[0] == "-h" {

@@ -252,11 +252,15 @@ func runWorker(ctx context.Context, c *cli, args []string) error {
 	runner := worker.RunnerFunc(func(ctx context.Context, t agent.Task, calls agent.Recorder) (agent.Result, error) {
 		return agent.Run(ctx, agents, t, calls)
 	})
+	children, err := isolator(cfg, agents)
+	if err != nil {
+		return err
+	}
 	host := c.getenv("FLY_MACHINE_ID") // by which the autoscaler knows it there
 	if host == "" {
 		host, _ = os.Hostname() // a name for people: any will do
 	}
-	w := worker.New(worker.Config{Fleet: fleet, Redis: rdb, Enqueuer: turns, Runner: runner, Metrics: worker.NewMetrics(reg),
+	w := worker.New(worker.Config{Fleet: fleet, Redis: rdb, Enqueuer: turns, Runner: runner, Isolator: children, Children: cfg.IsolatedChildren, Metrics: worker.NewMetrics(reg),
 		Log: log, Name: fmt.Sprintf("%s/%d", host, os.Getpid()), Version: version(), Slots: cfg.WorkerConcurrency,
 		Strict: cfg.StrictTiers, CheckInterval: cfg.CheckInterval, DrainTimeout: cfg.Drain})
 	if err := serveOps(ctx, cfg.OpsAddr, reg, log, nil); err != nil {

@@ -21,13 +21,14 @@ import (
 	"github.com/generic-corp/muster/billing/stripetest"
 	"github.com/generic-corp/muster/scripts/childprocess"
 	"github.com/generic-corp/muster/store/storetest"
+	"github.com/generic-corp/muster/worker/isolate"
 	"github.com/generic-corp/muster/worker/provider/providertest"
 )
 
 // TestMain lets the test binary be muster itself: the end-to-end tests start it as the real processes, with the race
 // detector in them when the tests have it.
 func TestMain(m *testing.M) {
-	if os.Getenv(asMuster) != "" {
+	if os.Getenv(asMuster) != "" || len(os.Args) == 2 && os.Args[1] == isolate.Command {
 		main()
 		return
 	}

@@ -338,10 +338,11 @@ func (w *walk) compareReasons() {
 			ID      uuid.UUID
 			Queued  bool
 			Tried   bool
+			Suspect bool
 			Timeout int64
 			Needs   int64
 		}
-		const columns = `SELECT id, status = 'queued' AS queued, attempt + crashes > 0 AS tried, timeout_ms AS timeout, needs_microusd AS needs FROM tasks t
+		const columns = `SELECT id, status = 'queued' AS queued, attempt + crashes > 0 AS tried, crashes >= 2 AS suspect, timeout_ms AS timeout, needs_microusd AS needs FROM tasks t
 			WHERE workspace_id = $1 AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = $1 AND l.task_id = t.id) AND status = `
 		err = db.Select(&line, `(`+columns+`'queued' ORDER BY priority DESC, id LIMIT 8) UNION ALL (`+columns+`'scheduled' LIMIT 4)`, ws) // the head first
 		if err != nil {
@@ -356,6 +357,8 @@ func (w *walk) compareReasons() {
 			}
 			want := "in_line"
 			switch {
+			case !t.Queued && t.Suspect:
+				want = "isolated"
 			case !t.Queued && t.Tried:
 				want = "retry_backoff"
 			case !t.Queued:

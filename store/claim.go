@@ -54,6 +54,10 @@ type ClaimedTask struct {
 	ReservedMS int             `db:"reserved_ms"` // the deadline; less than TimeoutMS when the quota allowed no more
 }
 
+// Suspect reports whether the task was running in so many crashes that it may be their cause: its attempts get a process
+// of their own.
+func (t ClaimedTask) Suspect() bool { return t.Crashes >= suspectCrashes }
+
 // claimAll admits tasks for the claims whose turns are current and issues the turns that are due, for every given
 // load row; it is settle with claims. Load rows are locked; finishes of the same transaction are done.
 func claimAll(ctx context.Context, tx *sqlx.Tx, loads []*load, claims []*Claim) (map[uuid.UUID]*Claimed, []Turn, error) {

@@ -23,7 +23,7 @@ const (
 	HandedBack Outcome = "handed_back" // the worker is leaving: no attempt spent, nothing billed
 	QuotaCut   Outcome = "quota_cut"   // the quota ran out under it: no attempt spent, its time metered
 	BudgetCut  Outcome = "budget_cut"  // the provider budget did, likewise
-	Crashed    Outcome = "crashed"     // its worker died; only the scheduler says so
+	Crashed    Outcome = "crashed"     // its worker died, as the scheduler says; or its own process, see Finish.Apart
 )
 
 // Finish ends an attempt. Lease is the token it was claimed with; when the task is no longer held under it, nothing
@@ -44,9 +44,18 @@ type Finish struct {
 	// CustomerFault: a Failed attempt is billable only when the customer's own input was at fault.
 	CustomerFault bool
 
+	// Apart: a Crashed attempt had a process of its own, and that died. Otherwise its worker did, with all that it ran.
+	Apart bool
+
+	losses int // of a Crashed one: workers that died with the task while it ran apart, before; see recoverLeases
+
 	// NeedsMicroUSD is the call that did not fit, of a BudgetCut: the task is not tried again before it does.
 	NeedsMicroUSD int64
 }
+
+// CodeAgentCrashed is the error of an attempt whose own process died: what its worker says itself, other than of a crash
+// of the worker.
+const CodeAgentCrashed = "agent_crashed"
 
 // AttemptUsage is what one attempt used. The four token counts are disjoint.
 type AttemptUsage struct {
@@ -66,12 +75,18 @@ type Finished struct {
 	Next     *Claimed // the answer to Finish.Next
 	Turn     *Turn    // to enqueue
 	Notice   int      // 80 or 100: that share of the quota was passed by this finish, for the first time this period
+
+	apart bool // the task was a suspect and had a process of its own
 }
 
-// Crash limits: from the second crash on a task waits before it runs again, so that it meets other neighbours, and the
-// last one fails it.
+// Crash limits. Of the tasks that a dying worker ran, any may be the cause, so each bears the crash. With the second one
+// a task is a suspect: from then on it waits before it runs, and runs in a process of its own. There only the death of that
+// process counts against it, and the third one fails it. A worker that dies all the same proves nothing against a suspect;
+// only when that goes on and on does the task end, so that it ends at all.
 const (
-	maxCrashes     = 5
+	suspectCrashes = 2
+	maxCrashes     = suspectCrashes + 3
+	maxLosses      = 10
 	crashDelay     = 5 * time.Second // doubles with each crash from the second on
 	firstRetry     = 1 * time.Second // doubles with each attempt
 	longestRetry   = 5 * time.Minute
@@ -136,12 +151,21 @@ func decide(f *Finish, h held) move {
 		m.status, m.attempt, m.err, m.needs = StatusQueued, h.Spent, nil, f.NeedsMicroUSD
 	case Crashed:
 		m.status, m.attempt, m.err, m.crashes = StatusQueued, h.Spent, nil, h.Crashes+1
-		if m.crashes >= 2 {
-			m.status, m.delay = StatusScheduled, backoff(crashDelay, m.crashes-2)
+		losses := f.losses
+		if h.Crashes >= suspectCrashes && !f.Apart {
+			m.crashes, losses = h.Crashes, losses+1
 		}
-		if m.crashes >= maxCrashes {
+		if m.crashes >= suspectCrashes {
+			m.status, m.delay = StatusScheduled, backoff(crashDelay, m.crashes-suspectCrashes+losses)
+		}
+		switch {
+		case m.crashes >= maxCrashes:
 			m.status = StatusFailed
-			m.err = &TaskError{Code: "worker_crashed", Message: fmt.Sprintf("%d workers died while running this task", m.crashes)}
+			m.err = &TaskError{Code: "worker_crashed", Message: fmt.Sprintf("%d processes died while running this task, %d of them on its own account",
+				m.crashes, m.crashes-suspectCrashes)}
+		case losses >= maxLosses:
+			m.status = StatusFailed
+			m.err = &TaskError{Code: "worker_crashed", Message: fmt.Sprintf("%d workers died while running this task", m.crashes+losses)}
 		}
 	}
 	if h.AskedToStop && !Final(m.status) { // a cancelled task is never run again
@@ -190,7 +214,7 @@ func finishAll(ctx context.Context, tx *sqlx.Tx, n *notes, loads map[uuid.UUID]*
 		f.Usage.AgentMS = min(max(f.Usage.AgentMS, 0), h.ReservedMS) // what overshot the deadline is ours
 		moves[i] = decide(f, h)
 		r := results[h.Lease]
-		r.Accepted, r.Status = true, moves[i].status
+		r.Accepted, r.Status, r.apart = true, moves[i].status, h.Crashes >= suspectCrashes
 		if !Final(moves[i].status) {
 			l.Waiting++
 		}
@@ -229,7 +253,7 @@ func recognise(ctx context.Context, tx *sqlx.Tx, results map[uuid.UUID]*Finished
 		Status string    `db:"status"`
 	}
 	err := tx.SelectContext(ctx, &own, `SELECT a.id, t.status FROM unnest($1::uuid[], $2::uuid[]) AS v (workspace_id, id)
-		JOIN attempts a ON a.workspace_id = v.workspace_id AND a.id = v.id AND a.outcome <> 'crashed'
+		JOIN attempts a ON a.workspace_id = v.workspace_id AND a.id = v.id AND (a.outcome <> 'crashed' OR a.error->>'code' = '`+CodeAgentCrashed+`')
 		JOIN tasks t ON t.workspace_id = a.workspace_id AND t.id = a.task_id`, uuids(workspaces), uuids(leases))
 	if err != nil {
 		return fmt.Errorf("recognise repeated finishes: %w", err)

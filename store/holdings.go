@@ -37,7 +37,7 @@ var Holdings = []Holding{
 		Export: []string{"id>task_", "status", "agent", "model", "prompt", "input", "metadata", "priority", "timeout_ms", "attempt", "max_attempts", "crashes",
 			"api_key_id>key_", "created_by_user>usr_", "schedule_id>sched_", "run_at", "created_at", "started_at", "finished_at", "cancel_requested_at", "expires_at", "erased_at", "result", "error",
 			"agent_ms", "provider_calls", "input_tokens", "output_tokens", "cost_microusd"},
-		Withheld: []string{"first_max_attempts", "needs_microusd"},
+		Withheld: []string{"first_max_attempts", "needs_microusd", "losses"},
 		erase:    `DELETE FROM tasks WHERE workspace_id = $1 AND id = ANY($2)`},
 	{Table: "schedule_runs", Fate: FateDeleted, key: []string{"schedule_id:uuid", "occurrence:timestamptz"},
 		Export: []string{"schedule_id>sched_", "occurrence", "until", "occurrences", "outcome", "reason", "task_id>task_", "at"},

@@ -383,42 +383,4 @@ func TestLine(t *testing.T) {
 			t.Fatalf("the orphaned call %s is booked at %d micro-dollars, want its ceiling 77", call, cost)
 		}
 	})
-
-	t.Run("CrashesSpendNoAttemptUntilTheyFailTheTask", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		ws := storetest.NewWorkspace(t, l.env, "pro")
-		ids, turn := l.submit(ws, task("killer"))
-		for crash := 1; ; crash++ {
-			c := l.won(turn)
-			if c.Task.Attempt != 1 {
-				t.Fatalf("crash %d: attempt %d", crash, c.Task.Attempt)
-			}
-			if _, err := l.system.DeclareDead(ctx, l.worker, 0); err != nil {
-				t.Fatal(err)
-			}
-			_, turns, err := l.system.RecoverDeadWorkers(ctx)
-			if err != nil {
-				t.Fatal(err)
-			}
-			l.worker = l.register()
-			status := l.status(ws, ids[0])
-			if status == store.StatusFailed {
-				if crash != 5 {
-					t.Fatalf("failed after %d crashes", crash)
-				}
-				break
-			}
-			if want := map[bool]string{true: store.StatusQueued, false: store.StatusScheduled}[crash == 1]; status != want {
-				t.Fatalf("after crash %d: %s", crash, status)
-			}
-			if status == store.StatusScheduled {
-				l.count(`WITH u AS (UPDATE tasks SET run_at = now() WHERE id = $1 RETURNING 1) SELECT count(*) FROM u`, ids[0])
-				if _, _, turns, err = l.system.PromoteDue(ctx); err != nil {
-					t.Fatal(err)
-				}
-			}
-			turn = one(t, turns)
-		}
-	})
 }

@@ -19,6 +19,7 @@ type Waiting struct {
 // The reasons, in the order in which they are given when several hold.
 const (
 	WaitScheduled    = "scheduled"        // its time has not come
+	WaitIsolated     = "isolated"         // it was running in crashes: it waits, and then runs in a process of its own
 	WaitRetryBackoff = "retry_backoff"    // an attempt failed or crashed; the next waits
 	WaitPaused       = "workspace_paused" // by an operator or by billing
 	WaitQuota        = "quota_exhausted"  // too little agent time is left in this period for the first in line
@@ -88,6 +89,9 @@ func (w *Work) explain(ctx context.Context, l *load, views []TaskView) (err erro
 			}
 		}
 		t.Waiting = l.waitingOf(t.Status, head, t.Attempt+t.Crashes > 0)
+		if t.Status == StatusScheduled && t.Crashes >= suspectCrashes {
+			t.Waiting = &Waiting{Reason: WaitIsolated}
+		}
 		if t.Status == StatusQueued {
 			position, exact := positions[t.ID]
 			t.Waiting.at(position, exact)

@@ -176,6 +176,7 @@ var tables = map[string]walls{
 			"tasks_priority_check":           {`priority = 101`, `priority = 100`},
 			"tasks_timeout_ms_check":         {`timeout_ms = 300001`, `timeout_ms = 300000`},
 			"tasks_needs_microusd_check":     {`needs_microusd = -1`, `needs_microusd = 1`},
+			"tasks_losses_check":             {`losses = -1`, `losses = 1`},
 			"tasks_max_attempts_check":       {`max_attempts = 0`, `max_attempts = 2`},
 			"tasks_first_max_attempts_check": {`first_max_attempts = 101`, `first_max_attempts = 100`}}},
 	"schedules": {seed: `INSERT INTO schedules (workspace_id, id, name, cron, timezone, missed_runs, overlap, agent, model, prompt, priority, timeout_ms, max_attempts)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -14,6 +15,7 @@ import (
 	"github.com/generic-corp/muster/jobs"
 	"github.com/generic-corp/muster/store"
 	"github.com/generic-corp/muster/worker/agent"
+	"github.com/generic-corp/muster/worker/isolate"
 )
 
 // Runner runs one attempt of an agent. It returns only when nothing of the attempt runs any more: the slot is free
@@ -67,28 +69,42 @@ func (w *Worker) claim(c *store.Claim) (store.Claimed, error) {
 	return claimed, err
 }
 
-// run runs the agent under the attempt's deadline and says how it ended.
+// run runs the agent under the attempt's deadline and says how it ended; nil when the agent has ignored its deadline for
+// so long that the attempt was ended without it (strand). It returns when the agent has.
 func (w *Worker) run(ctx context.Context, t store.ClaimedTask) *store.Finish {
 	log := w.taskLog(t)
-	log.Info().Int("attempt", t.Attempt).Str("agent", t.Agent).Msg("attempt starts")
+	log.Info().Int("attempt", t.Attempt).Str("agent", t.Agent).Bool("isolated", t.Suspect()).Msg("attempt starts")
+	runner, leave, err := w.place(ctx, t)
+	if err != nil {
+		return w.unplaced(ctx, t, err)
+	}
+	defer leave()
 	limit := time.Duration(t.ReservedMS) * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	calls := &recorder{worker: w, task: t}
+	var ended atomic.Bool // by the agent's return, or without it
 	watchdog := time.AfterFunc(limit+ignoreLimit, func() {
-		select {
-		case w.unfit <- fmt.Sprintf("task %s runs %s past its deadline", t.ID, ignoreLimit):
-		default:
+		if ended.CompareAndSwap(false, true) {
+			w.strand(ctx, t, calls)
 		}
 	})
 	defer watchdog.Stop()
 
 	started := time.Now()
-	result, err := w.runAgent(ctx, t)
-	f := &store.Finish{Workspace: t.Workspace, Task: t.ID, Lease: t.Lease, Usage: store.AttemptUsage{
-		AgentMS:       time.Since(started).Milliseconds(), // monotonic
-		ProviderCalls: result.Usage.ProviderCalls, InputTokens: result.Usage.InputTokens, OutputTokens: result.Usage.OutputTokens,
-		CacheReadTokens: result.Usage.CacheReadTokens, CacheWriteTokens: result.Usage.CacheWriteTokens, CostMicroUSD: result.Usage.CostMicroUSD}}
-	w.cfg.Metrics.observeTokens(result.Usage)
+	result, err := w.runAgent(ctx, t, runner, calls)
+	took := time.Since(started) // monotonic
+	if !ended.CompareAndSwap(false, true) {
+		log.Warn().Dur("took", took).Msg("an agent returned that had been given up")
+		w.slots.returned()
+		return nil
+	}
+	var crash *isolate.Crash
+	if errors.As(err, &crash) {
+		log.Error().Str("how", crash.How).Str("words", crash.Words).Msg("the attempt's own process died")
+		result.Usage = calls.abandon()
+	}
+	f := w.finished(t, result.Usage, took)
 	if result.RecordErr != nil {
 		log.Warn().Err(result.RecordErr).Msg("a provider call's end was not recorded; the sweep closes it as estimated")
 	}
@@ -99,9 +115,22 @@ func (w *Worker) run(ctx context.Context, t store.ClaimedTask) *store.Finish {
 		}
 		err = &agent.Error{Code: "internal_error", Message: "the result could not be stored", Err: err}
 	}
-	w.explain(ctx, t, err, f)
+	if crash != nil {
+		f.Outcome, f.Apart = store.Crashed, true
+		f.Error = &store.TaskError{Code: store.CodeAgentCrashed, Message: "the process that ran this attempt, and nothing else, died", Retryable: true}
+	} else {
+		w.explain(ctx, t, calls.explained(err), f)
+	}
 	log.Info().Err(err).Str("outcome", string(f.Outcome)).Msg("attempt ends without a result")
 	return f
+}
+
+// finished begins the account of an attempt.
+func (w *Worker) finished(t store.ClaimedTask, u agent.Usage, took time.Duration) *store.Finish {
+	w.cfg.Metrics.observeTokens(u)
+	return &store.Finish{Workspace: t.Workspace, Task: t.ID, Lease: t.Lease, Usage: store.AttemptUsage{
+		AgentMS: took.Milliseconds(), ProviderCalls: u.ProviderCalls, InputTokens: u.InputTokens, OutputTokens: u.OutputTokens,
+		CacheReadTokens: u.CacheReadTokens, CacheWriteTokens: u.CacheWriteTokens, CostMicroUSD: u.CostMicroUSD}}
 }
 
 // resultRefused stands for a result that the database cannot hold.
@@ -114,7 +143,7 @@ type taskResult struct {
 }
 
 // runAgent looks the agent up and runs it; a panic is an error.
-func (w *Worker) runAgent(ctx context.Context, t store.ClaimedTask) (result agent.Result, err error) {
+func (w *Worker) runAgent(ctx context.Context, t store.ClaimedTask, runner Runner, calls agent.Recorder) (result agent.Result, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			w.taskLog(t).Error().Interface("panic", p).Bytes("stack", debug.Stack()).Msg("agent panicked")
@@ -129,8 +158,7 @@ func (w *Worker) runAgent(ctx context.Context, t store.ClaimedTask) (result agen
 	if model == "" || model == "auto" {
 		model = persona.Model
 	}
-	return w.cfg.Runner.Run(ctx, agent.Task{Instructions: persona.Instructions, Prompt: t.Prompt, Input: t.Input, Model: model, Models: t.Models},
-		&recorder{worker: w, task: t})
+	return runner.Run(ctx, agent.Task{Instructions: persona.Instructions, Prompt: t.Prompt, Input: t.Input, Model: model, Models: t.Models}, calls)
 }
 
 // explain turns an agent's error into an outcome.

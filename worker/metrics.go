@@ -23,6 +23,9 @@ type Metrics struct {
 
 	budgetRefusals *prometheus.CounterVec // why: task, used, held
 	overrun        *prometheus.CounterVec // provider
+
+	children prometheus.Gauge
+	stuck    prometheus.Counter
 }
 
 func (m *Metrics) observeTokens(u agent.Usage) {
@@ -55,7 +58,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		overrun: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "muster_provider_overrun_microusd_total",
 			Help: "What provider calls cost beyond their ceilings, micro-dollars."}, []string{"provider"}),
 	}
-	reg.MustRegister(m.budgetRefusals, m.overrun)
+	m.children = prometheus.NewGauge(prometheus.GaugeOpts{Name: "muster_worker_isolated", Help: "Suspects that run here, each in a process of its own."})
+	m.stuck = prometheus.NewCounter(prometheus.CounterOpts{Name: "muster_stuck_agents_total", Help: "Agents that ignored their deadline, for which this worker ends."})
+	reg.MustRegister(m.budgetRefusals, m.overrun, m.children, m.stuck)
 	reg.MustRegister(m.attempts, m.duration, m.claims, m.pickup, m.refused, m.running, m.slots, m.beatFailures, m.calls, m.callDuration, m.callCost, m.tokens)
 	return m
 }

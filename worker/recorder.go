@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,7 +18,36 @@ type recorder struct {
 	worker *Worker
 	task   store.ClaimedTask
 	start  agent.CallStart // of the call under way: an attempt makes one at a time
+
+	// What is known of the attempt without its agent, which may be stuck or gone.
+	mu        sync.Mutex
+	open      bool        // the call of start was granted and has not ended
+	usage     agent.Usage // of the calls that ended
+	refusal   *agent.Error
+	abandoned bool
 }
+
+// abandon ends the attempt's calls without its agent: one that is open counts at its ceiling, and no other begins. It
+// returns what the attempt has used.
+func (r *recorder) abandon() agent.Usage {
+	r.mu.Lock()
+	r.abandoned = true
+	open, start := r.open, r.start
+	r.mu.Unlock()
+	if open {
+		end := agent.CallEnd{Outcome: agent.OutcomeCut, ErrorCode: "agent_gone", CostMicroUSD: start.CeilingMicroUSD, Estimated: true}
+		ctx, cancel := context.WithTimeout(context.Background(), abandonTimeout)
+		defer cancel()
+		if err := r.End(ctx, start.ID, end); err != nil {
+			r.worker.taskLog(r.task).Warn().Err(err).Msg("a provider call's end was not recorded; the sweep closes it as estimated")
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.usage
+}
+
+const abandonTimeout = 10 * time.Second
 
 // How long a call waits for a part of the provider budget that other calls hold, before its task goes back to the line;
 // and how often it looks. Shorter than a call often takes: who waits in line uses no agent time.
@@ -37,7 +67,23 @@ func (e *shortBudget) Unwrap() error { return e.err }
 
 // Begin asks the ledger for the permission to make a call.
 func (r *recorder) Begin(ctx context.Context, c agent.CallStart) error {
+	err := r.begin(ctx, c)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.open = err == nil
+	r.refusal = nil
+	errors.As(err, &r.refusal)
+	return err
+}
+
+func (r *recorder) begin(ctx context.Context, c agent.CallStart) error {
+	r.mu.Lock()
 	r.start = c
+	abandoned := r.abandoned
+	r.mu.Unlock()
+	if abandoned {
+		return errLeaseLost
+	}
 	start := store.CallStart{ID: c.ID, Workspace: r.task.Workspace, Task: r.task.ID, Lease: r.task.Lease,
 		Provider: c.Provider, Model: c.Model, Step: c.Step, Try: c.Try, CeilingMicroUSD: c.CeilingMicroUSD}
 	err := r.worker.cfg.Fleet.BeginCall(ctx, start)
@@ -81,6 +127,13 @@ func (r *recorder) End(ctx context.Context, call uuid.UUID, e agent.CallEnd) err
 	if err != nil {
 		return err
 	}
+	r.mu.Lock()
+	if r.open {
+		r.open = false
+		r.usage = r.usage.Add(agent.Usage{ProviderCalls: 1, InputTokens: e.Usage.InputTokens, OutputTokens: e.Usage.OutputTokens,
+			CacheReadTokens: e.Usage.CacheReadTokens, CacheWriteTokens: e.Usage.CacheWriteTokens, CostMicroUSD: e.CostMicroUSD})
+	}
+	r.mu.Unlock()
 	if ended.OverrunMicroUSD > 0 {
 		m.overrun.WithLabelValues(r.start.Provider).Add(float64(ended.OverrunMicroUSD))
 		r.worker.taskLog(r.task).Warn().Str("provider", r.start.Provider).Str("model", r.start.Model).Int64("ceiling_microusd", r.start.CeilingMicroUSD).
@@ -88,4 +141,15 @@ func (r *recorder) End(ctx context.Context, call uuid.UUID, e agent.CallEnd) err
 	}
 	r.worker.enqueue(ended.Turn)
 	return nil
+}
+
+// explained gives an error that came from another process what it could not bring along: the refusal that ended the run.
+func (r *recorder) explained(err error) error {
+	var e *agent.Error
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.refusal != nil && errors.As(err, &e) && e.Code == r.refusal.Code {
+		return r.refusal
+	}
+	return err
 }

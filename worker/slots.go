@@ -14,6 +14,7 @@ type slots struct {
 	free  int
 	held  map[string]int // queue → slots
 	owed  int            // finishes of agents that have returned, on their way to the ledger
+	stuck int            // taken by agents that were given up, until they return
 	freed chan struct{}  // closed when a slot is given back or a finish is booked, then replaced
 }
 
@@ -97,13 +98,28 @@ func (s *slots) tell() {
 	s.freed = make(chan struct{})
 }
 
-// waitEmpty waits until no slot is taken and no finish is owed; false when the limit passed before.
+// strand notes that a slot's agent has been given up: nobody waits for it any more. returned takes that back.
+func (s *slots) strand() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stuck++
+	s.tell()
+}
+
+func (s *slots) returned() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stuck--
+}
+
+// waitEmpty waits until no slot is taken but by agents that were given up, and no finish is owed; false when the limit
+// passed before.
 func (s *slots) waitEmpty(limit time.Duration) bool {
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	for {
 		s.mu.Lock()
-		empty, freed := s.free == s.size && s.owed == 0, s.freed
+		empty, freed := s.free+s.stuck == s.size && s.owed == 0, s.freed
 		s.mu.Unlock()
 		if empty {
 			return true

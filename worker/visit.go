@@ -104,6 +104,11 @@ func (w *Worker) work(v visit, a *attempt, task store.ClaimedTask) {
 		f := w.run(a.ctx, task)
 		v.ran++
 		w.cfg.Metrics.running.Dec()
+		if f == nil { // given up long ago, and its finish is booked
+			w.forget(map[uuid.UUID]*attempt{task.Lease: a})
+			w.slots.release(v.queue, 1)
+			return
+		}
 		w.mu.Lock()
 		a.returned = true
 		w.mu.Unlock()

@@ -30,6 +30,7 @@ type Config struct {
 	Redis    redis.UniversalClient
 	Enqueuer *jobs.Enqueuer
 	Runner   Runner
+	Isolator Isolator // for suspects
 	Metrics  *Metrics
 	Log      zerolog.Logger
 
@@ -53,6 +54,9 @@ type Config struct {
 	// DrainTimeout is how long a stopping worker lets its agents run on before it hands them back; 0 hands back at once.
 	DrainTimeout time.Duration
 
+	// Children is how many suspects run at once, each in a process of its own and in one of the slots; 0 is 4.
+	Children int
+
 	// BudgetPatience is how long a model call waits for provider budget that other calls hold; 0 is 5 s.
 	BudgetPatience time.Duration
 }
@@ -65,7 +69,8 @@ type Worker struct {
 	cfg      Config
 	id       atomic.Pointer[uuid.UUID] // of its row in workers; a new one after it was declared dead
 	draining chan struct{}
-	unfit    chan string // why the worker must stop: an agent ignores its deadline
+	unfit    chan string   // why the worker must stop: an agent ignores its deadline
+	children chan struct{} // places for the processes of suspects
 	slots    *slots
 	pipe     *jobs.Pipe
 	gate     *gate
@@ -87,7 +92,10 @@ func New(cfg Config) *Worker {
 	if cfg.BudgetPatience <= 0 {
 		cfg.BudgetPatience = budgetPatience
 	}
-	w := &Worker{cfg: cfg, draining: make(chan struct{}), unfit: make(chan string, 1),
+	if cfg.Children <= 0 {
+		cfg.Children = childPlaces
+	}
+	w := &Worker{cfg: cfg, draining: make(chan struct{}), unfit: make(chan string, 1), children: make(chan struct{}, cfg.Children),
 		attempts: map[uuid.UUID]*attempt{}, strays: map[uuid.UUID]bool{}}
 	w.slots = newSlots(newShares(cfg.Slots, cfg.Weights, cfg.Strict))
 	w.pipe = jobs.NewPipe(cfg.Redis)

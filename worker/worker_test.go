@@ -3,7 +3,6 @@ package worker_test
 import (
 	"context"
 	"errors"
-	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -21,8 +20,6 @@ import (
 	"github.com/generic-corp/muster/worker"
 	"github.com/generic-corp/muster/worker/agent"
 )
-
-func TestMain(m *testing.M) { os.Exit(storetest.Main(m)) }
 
 // rig is one worker on a ledger and a Redis of its own, with an agent made of a function.
 type rig struct {
@@ -53,7 +50,7 @@ func startWith(t *testing.T, cfg worker.Config, hooks ...redis.Hook) *rig {
 	r := &rig{t: t, env: env, api: store.NewAPI(env.API(t)), system: store.NewSystem(env.System(t)), reg: prometheus.NewRegistry(), ended: make(chan error, 1)}
 	r.turns = jobs.NewEnqueuer(rdb, zerolog.Nop())
 	t.Cleanup(r.turns.Close)
-	cfg.Fleet, cfg.Redis, cfg.Enqueuer, cfg.Metrics, cfg.Name = store.NewFleet(env.Worker(t)), rdb, r.turns, worker.NewMetrics(r.reg), "test"
+	cfg.Fleet, cfg.Redis, cfg.Enqueuer, cfg.Metrics, cfg.Isolator, cfg.Name = store.NewFleet(env.Worker(t)), rdb, r.turns, worker.NewMetrics(r.reg), testIsolator(), "test"
 	cfg.Log = zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)
 	w := worker.New(cfg)
 	ctx, stop := context.WithCancel(context.Background())
@@ -365,9 +362,11 @@ func TestWorker(t *testing.T) {
 		case <-time.After(60 * time.Second):
 			t.Fatal("the worker goes on with a slot that never comes back")
 		}
-		live, err := r.system.LiveWorkers(bg)
-		if err != nil || len(live) != 1 {
-			t.Errorf("an unfit worker must not say that it left with nothing held: %v, %v", live, err)
+		if live, err := r.system.LiveWorkers(bg); err != nil || len(live) != 0 {
+			t.Errorf("it holds nothing any more, and did not leave: %v, %v", live, err)
+		}
+		if got := r.outcomes(ws); len(got) != 1 || got[0] != "timeout" {
+			t.Errorf("outcomes %v, want the timeout", got)
 		}
 	})
 

@@ -26,6 +26,8 @@ type Config struct {
 	Env           []string            // its whole environment; nil is our own
 	Output        io.Writer           // standard output and error; an *os.File is handed over as it is; nil discards
 	Stdout        io.Writer           // standard output alone, when it goes elsewhere than Output
+	Stdin         *os.File            // nil is empty
+	Files         []*os.File          // further ones, from descriptor 3 on
 	Credential    *syscall.Credential // as whom it runs; nil is ourselves
 	OnParentDeath syscall.Signal      // what it gets when our process dies (Linux only); 0 means SIGTERM
 }
@@ -43,6 +45,10 @@ func Start(cfg Config) (*Process, error) {
 	if cfg.Stdout != nil {
 		cmd.Stdout = cfg.Stdout
 	}
+	if cfg.Stdin != nil {
+		cmd.Stdin = cfg.Stdin
+	}
+	cmd.ExtraFiles = cfg.Files
 	cmd.WaitDelay = time.Second // a grandchild that keeps our pipe open does not keep the child from being gone
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: cfg.Credential}
 	if cfg.OnParentDeath == 0 {
@@ -95,6 +101,21 @@ func (p *Process) ExitCode() int {
 		return -1
 	}
 	return p.cmd.ProcessState.ExitCode()
+}
+
+// How tells in words how an exited child ended: "exit status 2", "signal: killed".
+func (p *Process) How() string {
+	if p.Alive() {
+		return "running"
+	}
+	return p.cmd.ProcessState.String()
+}
+
+// KillGroup kills the child and whatever it has started that stayed in its process group, and waits until the child is
+// gone. It may be called again, and after the child's end, for what it left behind.
+func (p *Process) KillGroup() {
+	_ = syscall.Kill(-p.PID(), syscall.SIGKILL) // an error means that nobody is left
+	<-p.exited
 }
 
 // Signal sends sig and does not wait. It returns os.ErrProcessDone when the child is gone.

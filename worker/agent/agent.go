@@ -67,6 +67,12 @@ type Usage struct {
 	CostMicroUSD     int64
 }
 
+// Add sums two usages.
+func (u Usage) Add(v Usage) Usage {
+	return Usage{ProviderCalls: u.ProviderCalls + v.ProviderCalls, InputTokens: u.InputTokens + v.InputTokens, OutputTokens: u.OutputTokens + v.OutputTokens,
+		CacheReadTokens: u.CacheReadTokens + v.CacheReadTokens, CacheWriteTokens: u.CacheWriteTokens + v.CacheWriteTokens, CostMicroUSD: u.CostMicroUSD + v.CostMicroUSD}
+}
+
 // Result is what an attempt brought. On an error Usage is right all the same, and Output is what had been written.
 type Result struct {
 	Output    string          // valid UTF-8 without NUL, at most MaxOutput bytes
