@@ -63,7 +63,8 @@ const (
 //
 // A workspace of Pro waits for its next start from when it could have it: it has runnable work and runs fewer than its cap.
 // That is since its last start, or since a task's end brought it below its cap, whichever came later. Waits that are not
-// over at the end count as long as they have lasted. For Free it is told how long no workspace of it started anything.
+// over at the end count as long as they have lasted. For Free it is told how long no workspace of it started anything: its share of
+// the slots may be held by its own tasks for a minute.
 func longFreeMuster(h *host, scale int) []figure {
 	free, settle, measured := 60*time.Second, 30*time.Second, 60*time.Second
 	if scale > 1 {
@@ -121,7 +122,9 @@ func (w *waits) start(who *tenant, tier int) {
 			w.since[who] = now
 		}
 	case 2:
-		w.freeGap = max(w.freeGap, now.Sub(w.freeAt))
+		if w.on && !w.freeAt.IsZero() {
+			w.freeGap = max(w.freeGap, now.Sub(w.freeAt))
+		}
 		w.freeAt = now
 	}
 }
@@ -141,7 +144,7 @@ func (w *waits) measure(on bool) (pro []time.Duration, freeGap time.Duration) {
 	defer w.mu.Unlock()
 	now := time.Now()
 	if on {
-		w.pro, w.freeAt, w.freeGap, w.on = nil, now, 0, true
+		w.on = true
 		return nil, 0
 	}
 	for _, since := range w.since {

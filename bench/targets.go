@@ -42,7 +42,7 @@ var targets = []target{
 	{"tiers", shareOfStarts + "free", "", false, 9, 9},
 	{"tiers", shareOfStarts + "free", "", true, 11, 11},
 	{"tiers", proWait, "", true, 2_000, 2_000},
-	{"tiers", freeGap, "", true, 60, 60},
+	{"tiers", freeGap, "", true, 65, 65},
 	{"growth", leastOfGrowth + " backlog", "", false, 0.9, 0.9},
 	{"growth", leastOfGrowth + " number of workspaces", "", false, 0.9, 0.9},
 	{"memory", redisPerTask, "", true, 0, 0},
