@@ -80,7 +80,7 @@ func growthMuster(h *host, scale int) []figure {
 
 // growthAt drains the stretch with one worker of 100 slots.
 func growthAt(h *host, workspaces, tasks int, size string) (perSecond float64, figures []figure) {
-	inner(h, func(h *host) {
+	h.inner(func(h *host) {
 		f := newFleet(h)
 		f.load(f.clones(workspaces, "pro"), tasks, "")
 		s := newStretch()
@@ -89,12 +89,6 @@ func growthAt(h *host, workspaces, tasks int, size string) (perSecond float64, f
 		f.check()
 	})
 	return perSecond, figures
-}
-
-// inner runs a part of a bout on servers of its own, gone at its end.
-func inner(h *host, part func(h *host)) {
-	_, err := within(context.Background(), func(h *host) []figure { part(h); return nil })
-	h.must(err)
 }
 
 func growthAsynq(h *host, scale int) []figure {
@@ -117,7 +111,7 @@ func growthRiver(h *host, scale int) []figure {
 func growthOfPeer(h *host, start func(h *host, n int, s *stretch)) (figures []figure) {
 	var rates []float64
 	for _, n := range []int{growthSmallest, 100_000} {
-		inner(h, func(h *host) {
+		h.inner(func(h *host) {
 			s := newStretch()
 			start(h, n, s)
 			rate, more := s.figures(fmt.Sprintf("%s waiting", backlogName(n)))

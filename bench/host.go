@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/generic-corp/muster/scripts/privateservers"
 	"github.com/generic-corp/muster/store/storetest"
@@ -17,10 +18,12 @@ import (
 // host stands in for a test where storetest wants one. The first failure, on any goroutine, ends the bout; what its other
 // goroutines do then no longer counts, and each ends when it fails itself. Cleanups run at the bout's end, however it ends.
 type host struct {
-	testing.TB // nil: what is not below is never called
+	testing.TB                 // nil: what is not below is never called
+	ctx        context.Context // ends with the bout
 	dir        string
-	failed     chan struct{} // closed at the first failure
-	starting   sync.Mutex    // held while servers start: none may come up behind the cleanups
+	failed     chan struct{}  // closed at the first failure
+	inners     sync.WaitGroup // parts with servers of their own
+	starting   sync.Mutex     // held while servers start: none may come up behind the cleanups
 
 	mu       sync.Mutex
 	err      error // the first failure
@@ -101,6 +104,9 @@ func (h *host) isOver() bool {
 
 func (h *host) ledger() *storetest.Env { return storetest.On(h, h.servers()) }
 
+// boutLimit: a bout that takes longer hangs.
+const boutLimit = 10 * time.Minute
+
 // within runs fn on a host of its own, until it returns, fails or ctx ends, and leaves nothing behind.
 func within(ctx context.Context, fn func(h *host) []figure) ([]figure, error) {
 	dir, err := os.MkdirTemp("", "muster-bench-")
@@ -110,8 +116,11 @@ func within(ctx context.Context, fn func(h *host) []figure) ([]figure, error) {
 	if err := os.Chmod(dir, 0o711); err != nil { // PostgreSQL's system user has to pass
 		return nil, err
 	}
-	h := &host{dir: dir, failed: make(chan struct{})}
+	ctx, cancel := context.WithTimeoutCause(ctx, boutLimit, fmt.Errorf("not over after %s", boutLimit))
+	h := &host{ctx: ctx, dir: dir, failed: make(chan struct{})}
 	defer h.end()
+	defer h.inners.Wait()
+	defer cancel()
 	var figures []figure
 	returned := make(chan struct{})
 	go func() {
@@ -130,4 +139,12 @@ func within(ctx context.Context, fn func(h *host) []figure) ([]figure, error) {
 		return nil, h.err
 	}
 	return figures, nil
+}
+
+// inner runs a part of a bout on servers of its own, gone at its end.
+func (h *host) inner(part func(h *host)) {
+	h.inners.Add(1)
+	defer h.inners.Done()
+	_, err := within(h.ctx, func(h *host) []figure { part(h); return nil })
+	h.must(err)
 }
