@@ -62,6 +62,14 @@ var canaryBodies = map[string]func(r *rand.Rand, z *zoo, a *animal) any{
 	"POST /v1/tasks/cancel": func(r *rand.Rand, z *zoo, a *animal) any {
 		return map[string]any{"metadata": map[string]string{"word": a.word, "n": "1"}}
 	},
+	"POST /v1/schedules": func(r *rand.Rand, z *zoo, a *animal) any {
+		return map[string]any{"name": "s " + a.word, "cron": "@daily", "task": map[string]any{"prompt": a.word, "input": map[string]any{"word": a.word},
+			"metadata": map[string]string{"word": a.word}}}
+	},
+	"PATCH /v1/schedules/{id}": func(r *rand.Rand, z *zoo, a *animal) any {
+		return map[string]any{"name": "t " + a.word, "paused": r.IntN(2) == 0, "task": map[string]any{"prompt": "new " + a.word}}
+	},
+	"DELETE /v1/schedules/{id}": nil,
 	"POST /v1/tasks/retry": func(r *rand.Rand, z *zoo, a *animal) any {
 		return map[string]any{"metadata": map[string]string{"word": a.word}, "limit": 2}
 	},

@@ -258,10 +258,10 @@ func rubbish(r *rand.Rand) string {
 	return fmt.Sprintf("mst_live_%030d%06d", r.IntN(1e9), r.IntN(1e6))
 }
 
-var idField = regexp.MustCompile(`"(?:id|user_id)":\s*"((task|key|inv|usr|ses|agt)_[0-9a-z]+)"`)
+var idField = regexp.MustCompile(`"(?:id|user_id)":\s*"((task|key|inv|usr|ses|agt|sched)_[0-9a-z]+)"`)
 var cursorField = regexp.MustCompile(`"next_cursor":\s*"([^"]+)"`)
 
-var collectionOf = map[string]string{"task": "tasks", "key": "api-keys", "inv": "invitations", "usr": "members", "ses": "sessions", "agt": "agents"}
+var collectionOf = map[string]string{"task": "tasks", "key": "api-keys", "inv": "invitations", "usr": "members", "ses": "sessions", "agt": "agents", "sched": "schedules"}
 
 // act sends one operation as the workspace, or as nobody, and looks at what comes back.
 func (z *zoo) act(r *rand.Rand, pattern string, a *animal) {

@@ -222,6 +222,7 @@ func (s *scheduler) watchOnce(ctx context.Context) { s.part(ctx, "dead_workers",
 // sweepOnce does one round. Each part's failure is counted and delays no other part.
 func (s *scheduler) sweepOnce(ctx context.Context) {
 	s.part(ctx, "expired", s.expireDue)
+	s.part(ctx, "schedules", s.fireSchedules)
 	s.part(ctx, "due", s.promoteDue)
 	s.part(ctx, "lost_turns", s.reissueLost)
 	s.part(ctx, "missed_turns", s.issueMissed)

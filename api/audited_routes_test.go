@@ -40,6 +40,10 @@ func (x *auditWalk) task() string {
 	return x.owner.post("/v1/tasks", map[string]any{"prompt": "x"}).want(202).str("id")
 }
 
+func (x *auditWalk) schedule() string {
+	return x.owner.post("/v1/schedules", map[string]any{"name": "x", "cron": "@daily", "task": map[string]any{"prompt": "x"}}).want(201).str("id")
+}
+
 // resetToken asks for a letter and reads it.
 func (x *auditWalk) resetToken(email string) string {
 	x.anonymous().post("/v1/auth/password/forgot", map[string]any{"email": email}).want(202)
@@ -175,6 +179,15 @@ var auditedRoutes = map[string]struct {
 	"POST /v1/tasks/cancel": {"tasks.cancel", func(x *auditWalk) func() {
 		x.task()
 		return func() { x.owner.post("/v1/tasks/cancel", map[string]any{}).want(202) }
+	}},
+	"POST /v1/schedules": {"schedule.create", func(x *auditWalk) func() { return func() { x.schedule() } }},
+	"PATCH /v1/schedules/{id}": {"schedule.update", func(x *auditWalk) func() {
+		id := x.schedule()
+		return func() { x.owner.do("PATCH", "/v1/schedules/"+id, map[string]any{"paused": true}).want(200) }
+	}},
+	"DELETE /v1/schedules/{id}": {"schedule.delete", func(x *auditWalk) func() {
+		id := x.schedule()
+		return func() { x.owner.do("DELETE", "/v1/schedules/"+id, nil).want(204) }
 	}},
 	"POST /v1/tasks/retry": {"tasks.retry", func(x *auditWalk) func() {
 		id := x.task()

@@ -54,6 +54,12 @@ var rights = map[string]string{
 	"POST /v1/tasks/cancel":         "member tasks:write",
 	"POST /v1/tasks/retry":          "member tasks:write",
 	"GET /v1/dead-letters":          "viewer tasks:read",
+	"GET /v1/schedules":             "viewer tasks:read",
+	"GET /v1/schedules/{id}":        "viewer tasks:read",
+	"GET /v1/schedules/{id}/runs":   "viewer tasks:read",
+	"POST /v1/schedules":            "member tasks:write",
+	"PATCH /v1/schedules/{id}":      "member tasks:write",
+	"DELETE /v1/schedules/{id}":     "member tasks:write",
 	"POST /v1/dead-letters/replay":  "member tasks:write",
 	"DELETE /v1/dead-letters":       "member tasks:write",
 	"GET /v1/tasks/{id}":            "viewer tasks:read",
@@ -116,7 +122,7 @@ func (w *world) published() []operation {
 
 // idPrefixes are those of each collection's ids.
 var idPrefixes = map[string]string{"tasks": store.TaskPrefix, "api-keys": store.KeyPrefix, "agents": store.AgentPrefix, "members": store.UserPrefix,
-	"invitations": store.InvitationPrefix, "sessions": store.SessionPrefix}
+	"invitations": store.InvitationPrefix, "sessions": store.SessionPrefix, "schedules": store.SchedulePrefix}
 
 // unknownID is well formed and nobody's.
 func (o operation) unknownID(t *testing.T) string {
@@ -207,6 +213,7 @@ func TestEveryRouteServesWhoeverMayAndNobodyElse(t *testing.T) {
 var bodyFor = map[string]any{
 	"PATCH /v1/members/{user_id}":   map[string]any{"role": "member"},
 	"POST /v1/api-keys/{id}/rotate": map[string]any{},
+	"PATCH /v1/schedules/{id}":      map[string]any{"paused": true},
 }
 
 func TestEveryRouteAnswersAnothersIDLikeAnUnknownOne(t *testing.T) {
@@ -232,6 +239,9 @@ func TestEveryRouteAnswersAnothersIDLikeAnUnknownOne(t *testing.T) {
 		"invitations": func() string {
 			n++
 			return b.post("/v1/invitations", map[string]any{"email": fmt.Sprintf("i%d@example.com", n), "role": "viewer"}).want(201).str("id")
+		},
+		"schedules": func() string {
+			return b.post("/v1/schedules", map[string]any{"name": "x", "cron": "@daily", "task": map[string]any{"prompt": "x"}}).want(201).str("id")
 		},
 		"sessions": func() string {
 			id := store.NewID()

@@ -18,6 +18,7 @@ type listTasksParams struct {
 	Agent         string     `query:"agent" maxLength:"64"`
 	CreatedAfter  *time.Time `query:"created_after" description:"Exclusive."`
 	CreatedBefore *time.Time `query:"created_before" description:"Exclusive."`
+	Schedule      string     `query:"schedule" maxLength:"64" description:"Tasks that this schedule has sent."`
 	Metadata      string     `query:"metadata.{key}" description:"Tasks whose metadata has this value under this key."`
 	pageParams
 }
@@ -117,6 +118,12 @@ func (s *Server) listTasks(q *request) (answer, error) {
 	p, err := params(q, func(p *listTasksParams, f *faults) {
 		filter = store.TaskFilter{Status: p.Status, Agent: p.Agent, CreatedAfter: p.CreatedAfter, CreatedBefore: p.CreatedBefore,
 			Metadata: q.metadataFilter(f)}
+		if p.Schedule != "" {
+			var ok bool
+			if filter.Schedule, ok = store.ParseID(store.SchedulePrefix, p.Schedule); !ok {
+				f.wrong("schedule", "must be the id of a schedule")
+			}
+		}
 	})
 	if err != nil {
 		return answer{}, err
@@ -151,7 +158,7 @@ func (q *request) metadataFilter(f *faults) map[string]string {
 
 // listName names a list of tasks with its filters, for cursors.
 func listName(f store.TaskFilter) string {
-	text := fmt.Sprintf("%q %q %v %v %v", f.Status, f.Agent, timeText(f.CreatedAfter), timeText(f.CreatedBefore), sortedPairs(f.Metadata))
+	text := fmt.Sprintf("%q %q %v %v %v %v", f.Status, f.Agent, timeText(f.CreatedAfter), timeText(f.CreatedBefore), f.Schedule, sortedPairs(f.Metadata))
 	return fmt.Sprintf("tasks %x", sha256.Sum256([]byte(text)))
 }
 

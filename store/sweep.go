@@ -296,6 +296,8 @@ func (s *System) Sweep(ctx context.Context, keepKeys time.Duration) error {
 		{"old mailed tokens", `DELETE FROM user_tokens WHERE (user_id, created_at) IN (SELECT user_id, created_at FROM user_tokens
 			WHERE expires_at < now() - interval '1 day' LIMIT $1)`, nil},
 		{"old sessions", `DELETE FROM sessions WHERE (workspace_id, id) IN (SELECT workspace_id, id FROM sessions s WHERE ` + ended + ` AND NOT EXISTS ` + itsTokens + ` LIMIT $1)`, nil},
+		{"old runs of schedules", `DELETE FROM schedule_runs WHERE (workspace_id, schedule_id, occurrence) IN (SELECT workspace_id, schedule_id, occurrence
+			FROM schedule_runs WHERE at < now() - interval '30 days' LIMIT $1)`, nil},
 		{"old stripe events", `DELETE FROM stripe_events WHERE id IN (SELECT id FROM stripe_events WHERE handled_at < now() - interval '30 days'
 			OR received_at < now() - interval '180 days' LIMIT $1)`, nil},
 	} {

@@ -24,6 +24,7 @@ type TaskFilter struct {
 	Agent         string
 	CreatedAfter  *time.Time // exclusive
 	CreatedBefore *time.Time // exclusive
+	Schedule      uuid.UUID  // that sent them
 	Metadata      map[string]string
 }
 
@@ -114,6 +115,9 @@ func (f TaskFilter) query(ws, before uuid.UUID, limit, waiting int) (string, []a
 	}
 	if f.Agent != "" {
 		where = append(where, "t.agent = "+arg(f.Agent))
+	}
+	if f.Schedule != uuid.Nil {
+		where = append(where, "t.schedule_id = "+arg(f.Schedule)) // index tasks_schedule
 	}
 	// Ids carry the submitting process's clock, created_at the database's: an hour's margin lets the key's range help.
 	if f.CreatedAfter != nil {

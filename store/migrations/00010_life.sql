@@ -64,7 +64,7 @@ CREATE TABLE schedule_runs (
     until        timestamptz NOT NULL CHECK (until >= occurrence),
     occurrences  integer NOT NULL CHECK (occurrences >= 1),
     outcome      text NOT NULL CHECK (outcome IN ('sent', 'missed')),
-    reason       text NOT NULL CHECK (reason IN ('', 'late', 'overlap', 'backlog_full', 'unknown_agent', 'model_not_allowed', 'email_unverified')), -- of a missed one
+    reason       text NOT NULL CHECK (reason IN ('', 'late', 'overlap', 'backlog_full', 'unknown_agent', 'model_not_allowed')), -- of a missed one
     task_id      uuid,
     at           timestamptz NOT NULL DEFAULT now(), -- when it was decided
     PRIMARY KEY (workspace_id, schedule_id, occurrence), -- one task per schedule and occurrence, whoever fires it how often
