@@ -128,19 +128,24 @@ func (s *System) promoteEach(ctx context.Context, due []dueTask) (promoted int, 
 	return promoted, turns, held, errors.Join(failures...)
 }
 
+// aheadMS is how far ahead of the database's clock a turn may be dated. None is, unless the clock was set back.
+const aheadMS = 5_000
+
 // ReissueLost replaces turns of a queue that were issued before the given time and are still not claimed: they were
 // lost between commit and Redis, or with Redis. Their order is kept. The replaced turn's message, should it turn up
 // after all, is stale. The caller takes before from the queue's oldest pending message (see jobs.Line). Turns of the
-// future, which the database's clock left behind when it was set back, are replaced too: nobody could tell them lost.
+// future (by more than aheadMS), which the database's clock left behind when it was set back, are replaced too: nobody
+// could tell them lost until their time has come.
 func (s *System) ReissueLost(ctx context.Context, queue string, before time.Time) ([]Turn, error) {
 	var lost []uuid.UUID
 	err := s.db.SelectContext(ctx, &lost, `SELECT workspace_id FROM workspace_load
-		WHERE queue = $1 AND turn IS NOT NULL AND (turn_at < $2 OR turn_at > now() + interval '1 minute') ORDER BY turn_at LIMIT 10000`, queue, before)
+		WHERE queue = $1 AND turn IS NOT NULL AND (turn_at < $2 OR turn_at > now() + $3 * interval '1 millisecond') ORDER BY turn_at LIMIT 10000`,
+		queue, before, aheadMS)
 	if err != nil {
 		return nil, fmt.Errorf("look for lost turns: %w", err)
 	}
 	return s.settleAll(ctx, lost, func(l *load) bool {
-		if l.Turn == nil || l.Queue != queue || !l.TurnAt.Before(before) && l.TurnAt.Before(l.Now.Add(time.Minute)) {
+		if l.Turn == nil || l.Queue != queue || !l.TurnAt.Before(before) && l.TurnAt.Before(l.Now.Add(aheadMS*time.Millisecond)) {
 			return false // claimed meanwhile
 		}
 		l.withdraw()

@@ -103,7 +103,7 @@ func TestATurnOfTheFutureIsReplacedAfterTheClockWasSetBack(t *testing.T) {
 	set, other := storetest.NewWorkspace(t, l.env, "pro"), storetest.NewWorkspace(t, l.env, "pro")
 	l.submit(set, task("x"))
 	l.submit(other, task("y"))
-	l.env.Admin(t).MustExec(`UPDATE workspace_load SET turn_at = now() + interval '1 hour' WHERE workspace_id = $1`, set)
+	l.env.Admin(t).MustExec(`UPDATE workspace_load SET turn_at = now() + interval '20 seconds' WHERE workspace_id = $1`, set)
 	turns, err := l.system.ReissueLost(context.Background(), store.QueuePro, time.Now().Add(-time.Hour))
 	if err != nil || len(turns) != 1 || turns[0].Workspace != set {
 		t.Fatalf("%v, %v", turns, err)

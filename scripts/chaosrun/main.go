@@ -5,7 +5,7 @@
 //
 //	scripts/chaos                      every fault, over 12,000 tasks, about a quarter of an hour
 //	scripts/chaos --quick              the run of scripts/test
-//	scripts/chaos --faults kill-worker,cut-redis-45 --tasks 500 --seed 7
+//	scripts/chaos --faults kill-worker,cut-redis-45+kill-api --tasks 500 --seed 7
 //	scripts/chaos --check FILE         only checks the history of an earlier run
 //	scripts/chaos --docs               writes the summary into docs/reliability.md
 //
@@ -41,7 +41,7 @@ func main() {
 type options struct {
 	seed   uint64
 	tasks  int
-	faults []string
+	faults []round
 	quick  bool
 	out    string
 	check  string
@@ -61,7 +61,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	}
 	set.Uint64Var(&o.seed, "seed", 0, "repeats the order, times and choices of an earlier run; 0 takes a new one")
 	set.IntVar(&o.tasks, "tasks", 0, "how many tasks must be acknowledged at least; 0 means 12000, with --quick 600, with --faults only what is sent meanwhile")
-	names := set.String("faults", "", "fire only these, comma-separated, each once")
+	names := set.String("faults", "", "fire only these, comma-separated, in this order; NAME+NAME at once")
 	set.BoolVar(&o.quick, "quick", false, "the short run of scripts/test")
 	set.StringVar(&o.out, "out", "", "where the history is written; default: .muster/chaos/history.jsonl")
 	set.StringVar(&o.check, "check", "", "check this history of an earlier run, and run nothing")
@@ -81,13 +81,19 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	case o.docs && (o.quick || *names != ""):
 		return o, errors.New("--docs is for the whole run: not with --quick or --faults")
 	}
-	if *names != "" {
-		o.faults = strings.Split(*names, ",")
+	if *names == "" {
+		return o, nil
 	}
-	for _, name := range o.faults {
-		if !slices.ContainsFunc(faults, func(f fault) bool { return f.name == name }) {
-			return o, fmt.Errorf("there is no fault %q; scripts/chaos --help lists them", name)
+	for together := range strings.SplitSeq(*names, ",") {
+		var r round
+		for name := range strings.SplitSeq(together, "+") {
+			at := slices.IndexFunc(faults, func(f fault) bool { return f.name == name })
+			if at < 0 {
+				return o, fmt.Errorf("there is no fault %q; scripts/chaos --help lists them", name)
+			}
+			r = append(r, faults[at])
 		}
+		o.faults = append(o.faults, r)
 	}
 	return o, nil
 }
@@ -160,10 +166,7 @@ func (o options) config(muster string) config {
 		c.tasks = max(c.tasks, 600)
 		c.rate = 10
 	case len(o.faults) > 0:
-		for _, name := range o.faults {
-			c.plan = append(c.plan, round{byName(name)})
-		}
-		c.rate = 15
+		c.plan, c.rate = o.faults, 15
 	default:
 		c.plan = fullPlan(rng)
 		if c.tasks == 0 {
@@ -191,7 +194,8 @@ func fullPlan(rng *rand.Rand) (plan []round) {
 	}
 	rng.Shuffle(len(plan), func(i, j int) { plan[i], plan[j] = plan[j], plan[i] })
 	pairs := [][2]string{{"kill-worker", "flush-redis"}, {"kill-scheduler", "kill-worker"}, {"cut-redis-10", "kill-api"}, {"kill-postgres", "lose-answers"},
-		{"cut-postgres-10", "stop-worker-18"}, {"kill-redis-lose", "lose-commits-worker"}}
+		{"cut-postgres-10", "stop-worker-18"}, {"kill-redis-lose", "lose-commits-worker"},
+		{"clock-steps", "flush-redis"}, {"clock-steps", "kill-worker"}}
 	rng.Shuffle(len(pairs), func(i, j int) { pairs[i], pairs[j] = pairs[j], pairs[i] })
 	for _, p := range pairs {
 		plan = append(plan, round{byName(p[0]), byName(p[1])})
