@@ -194,7 +194,7 @@ func fullPlan(rng *rand.Rand) (plan []round) {
 	}
 	rng.Shuffle(len(plan), func(i, j int) { plan[i], plan[j] = plan[j], plan[i] })
 	pairs := [][2]string{{"kill-worker", "flush-redis"}, {"kill-scheduler", "kill-worker"}, {"cut-redis-10", "kill-api"}, {"kill-postgres", "lose-answers"},
-		{"cut-postgres-10", "stop-worker-18"}, {"kill-redis-lose", "lose-commits-worker"},
+		{"cut-postgres-10", "kill-worker"}, {"cut-redis-10", "stop-worker-18"}, {"kill-redis-lose", "lose-commits-worker"},
 		{"clock-steps", "flush-redis"}, {"clock-steps", "kill-worker"}}
 	rng.Shuffle(len(pairs), func(i, j int) { pairs[i], pairs[j] = pairs[j], pairs[i] })
 	for _, p := range pairs {
