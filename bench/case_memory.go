@@ -28,7 +28,8 @@ const (
 	rssGrowth               = "RSS, a million waiting to ten thousand: "
 	memorySettle            = 20 * time.Second
 	memoryPause             = 200 * time.Millisecond // an agent's model call
-	memoryRequestsPerSecond = 40
+	memoryRequestsPerSecond = 100
+	memoryListed            = 500 // tasks of the customer who asks the API, at least
 )
 
 func memoryMuster(h *host, scale int) []figure {
@@ -39,7 +40,8 @@ func memoryMuster(h *host, scale int) []figure {
 	settle := memorySettle / time.Duration(min(scale, 2))
 
 	empty := redisMemory(h, f.rdb)
-	f.load(all, memoryFew, prompt)
+	f.load(all, memoryFew-memoryListed, prompt)
+	f.load([]*tenant{who.tenant}, memoryListed, prompt) // lists are as long over either backlog
 	f.stand("pro", memoryWorkspaces)
 	inLine := redisMemory(h, f.rdb) - empty
 	few := residentAtWork(f, who, settle)
@@ -74,7 +76,7 @@ func residentAtWork(f *fleet, who customer, settle time.Duration) map[string]flo
 	}
 	ticker := time.NewTicker(time.Second / memoryRequestsPerSecond)
 	defer ticker.Stop()
-	paths := []string{"/v1/tasks?limit=50", "/v1/quota"}
+	paths := []string{"/v1/tasks?limit=200", "/v1/quota"}
 	samples, requests := map[string][]float64{}, int(settle.Seconds()*memoryRequestsPerSecond)
 	for i := range requests {
 		<-ticker.C
