@@ -153,23 +153,27 @@ func (s *stage) pick(n int) int {
 	return s.rng.IntN(n)
 }
 
-// claimWorker gives a firing a worker that no other firing of its round uses.
-func (f *firing) claimWorker() *member {
+// claimWorker gives a firing a worker that no other firing of its round uses: the preferred one ("" for none) or any.
+func (f *firing) claimWorker(preferred string) *member {
 	workers := f.s.of("worker")
 	start := f.s.pick(len(workers))
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()
+	if f.s.taken == nil {
+		f.s.taken = map[string]bool{}
+	}
+	chosen := workers[start]
 	for i := range workers {
 		m := workers[(start+i)%len(workers)]
-		if f.s.taken == nil {
-			f.s.taken = map[string]bool{}
+		if f.s.taken[m.name] {
+			continue
 		}
-		if !f.s.taken[m.name] {
-			f.s.taken[m.name] = true
-			return m
+		if chosen = m; preferred == "" || m.name == preferred {
+			break
 		}
 	}
-	return workers[start]
+	f.s.taken[chosen.name] = true
+	return chosen
 }
 
 // release gives it back.

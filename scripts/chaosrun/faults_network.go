@@ -57,7 +57,7 @@ func cutServer(server string, length time.Duration) fault {
 		f.say("%s", how)
 		pause(ctx, length)
 		byStatus, slowest := s.load.since(f.beganAt)
-		left := still()
+		left := len(still())
 		if err := mend(); err != nil {
 			return err
 		}

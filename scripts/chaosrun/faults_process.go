@@ -95,7 +95,7 @@ func (f *firing) busy(ctx context.Context, m *member) (held []heldLease, name st
 const runAgainLimit = 20 * time.Second
 
 func killWorker(ctx context.Context, s *stage, f *firing) error {
-	m := f.claimWorker()
+	m := f.claimWorker("")
 	defer f.release(m)
 	if _, _, err := f.busy(ctx, m); err != nil {
 		return err
@@ -137,11 +137,28 @@ func killWorker(ctx context.Context, s *stage, f *firing) error {
 	return until(ctx, 60*time.Second, m.name+" to be up again", m.isUp)
 }
 
+// claimLasting claims a worker that runs an agent which takes longer than the fault: its call is still on its way when its
+// task is run again elsewhere.
+func (f *firing) claimLasting(ctx context.Context, fault time.Duration) (*member, error) {
+	running, err := f.s.load.lasting(ctx, 2, fault+5*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range running() {
+		name, _, _ := strings.Cut(e.Proc, ".")
+		return f.claimWorker(name), nil
+	}
+	return f.claimWorker(""), nil
+}
+
 // stopWorker pauses a worker for longer than it takes to be declared dead. When it goes on it believes in its leases for
 // a moment, and what it writes then must be refused.
 func stopWorker(length time.Duration) func(context.Context, *stage, *firing) error {
 	return func(ctx context.Context, s *stage, f *firing) error {
-		m := f.claimWorker()
+		m, err := f.claimLasting(ctx, length)
+		if err != nil {
+			return err
+		}
 		defer f.release(m)
 		if _, _, err := f.busy(ctx, m); err != nil {
 			return err
@@ -198,7 +215,10 @@ func stopped(pid int) bool {
 }
 
 func cutWorker(ctx context.Context, s *stage, f *firing) error {
-	m := f.claimWorker()
+	m, err := f.claimLasting(ctx, 30*time.Second)
+	if err != nil {
+		return err
+	}
 	defer f.release(m)
 	held, name, err := f.busy(ctx, m)
 	if err != nil {

@@ -328,21 +328,17 @@ func (l *load) ask(t *tenant, key string, tasks []map[string]any, first int) (id
 	return nil, err
 }
 
-// lasting sends agents that run for so long, waits until they run, and returns a function that says how many still do.
-func (l *load) lasting(ctx context.Context, n int, d time.Duration) (still func() int, err error) {
+// lasting sends agents that run for so long, waits until they run, and returns a function that tells the calls of those that
+// still do.
+func (l *load) lasting(ctx context.Context, n int, d time.Duration) (still func() []event, err error) {
 	first := int(l.numbers.Load()) + 1
 	for range n {
 		l.send(l.long, []prompt{{sleep: d, want: "succeeded"}})
 	}
-	still = func() (running int) {
-		for _, e := range l.s.models.running() {
-			if e.WS == l.long.name && e.N >= first && e.Sleep == d.String() {
-				running++
-			}
-		}
-		return running
+	still = func() []event {
+		return slices.DeleteFunc(l.s.models.running(), func(e event) bool { return e.WS != l.long.name || e.N < first || e.Sleep != d.String() })
 	}
-	return still, until(ctx, 30*time.Second, "long agents to run", func() bool { return still() == n })
+	return still, until(ctx, 30*time.Second, "long agents to run", func() bool { return len(still()) >= n })
 }
 
 // probe sends a small task to the workspace of the long ones and returns how long it took to succeed.
