@@ -194,13 +194,12 @@ func TestSchedulesFire(t *testing.T) {
 	t.Run("SchedulersAtOnceAndAgainSendEachOnce", func(t *testing.T) {
 		t.Parallel()
 		l := newLine(t)
-		var all []store.Schedule
 		for range 5 {
 			ws := storetest.NewWorkspace(t, l.env, "pro")
 			spec := minutely()
 			spec.MissedRuns = store.MissedRunAll
 			for range 4 {
-				all = append(all, l.schedule(ws, spec))
+				l.schedule(ws, spec)
 			}
 			l.due(ws, 5)
 		}
