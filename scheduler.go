@@ -55,6 +55,7 @@ type scheduler struct {
 	nights  string                                         // the directory of the audit chains' heads; empty: none
 	push    func(ctx context.Context, day time.Time) error // nil: no Stripe account is configured
 	leaving seeingOut
+	tidy    tidying
 	mail    postman           // nil: no mail server is configured
 	scaler  *autoscale.Scaler // nil: somebody else sees to the number of workers
 	log     zerolog.Logger
@@ -83,6 +84,7 @@ type schedulerMetrics struct {
 	erased         prometheus.Counter
 	mails          *prometheus.CounterVec // of notices; outcome: sent, failed, given_up
 	lives          *lifeMetrics
+	retention      retentionMetrics
 }
 
 func newSchedulerMetrics(reg prometheus.Registerer) *schedulerMetrics {
@@ -99,6 +101,7 @@ func newSchedulerMetrics(reg prometheus.Registerer) *schedulerMetrics {
 	m.erased = prometheus.NewCounter(prometheus.CounterOpts{Name: "muster_erased_workspaces_total", Help: "Deleted workspaces that were erased."})
 	m.mails = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "muster_notice_mails_total", Help: "Letters about used-up quotas, by how the try ended."}, []string{"outcome"})
 	m.lives = newLifeMetrics(reg)
+	m.retention = newRetentionMetrics(reg)
 	reg.MustRegister(m.leavingBlocked, m.erased, m.mails, m.leading, m.recovered, m.repaired, m.promoted, m.dead, m.failures)
 	m.repaired.WithLabelValues("lost")
 	m.repaired.WithLabelValues("missed")
@@ -123,6 +126,7 @@ func (s *scheduler) run(ctx context.Context) {
 	loops.Go(func() { s.campaign(ctx, leading) })
 	loops.Go(func() { s.eachTick(ctx, leading, s.watchOnce) })
 	loops.Go(func() { s.eachTick(ctx, leading, s.leaveOnce) }) // erasing may take long too
+	loops.Go(func() { s.eachTick(ctx, leading, s.tidyOnce) })
 	if s.scaler != nil {
 		loops.Go(func() { s.scale(ctx, leading) })
 	}

@@ -69,3 +69,32 @@ func TestFleetTheLeaderIsShownOnlyWhileItLeads(t *testing.T) {
 	}
 	until(t, 20*time.Second, "it leads no more", func() bool { return testutil.ToFloat64(s.metrics.leading) == 0 })
 }
+
+// The scheduler removes what a workspace keeps no longer by itself, goes on for what was left, and shows it.
+func TestFleetEndedTasksAreKeptAsLongAsThePlanSays(t *testing.T) {
+	t.Parallel()
+	env := storetest.New(t)
+	admin := env.Admin(t)
+	free, pro := storetest.NewWorkspace(t, env, "free"), storetest.NewWorkspace(t, env, "pro")
+	for _, ws := range []uuid.UUID{free, pro} {
+		admin.MustExec(`INSERT INTO tasks (workspace_id, id, status, agent, model, prompt, timeout_ms, max_attempts, first_max_attempts, created_at, finished_at)
+			SELECT $1, (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '70008000' || lpad(to_hex(i), 12, '0'))::uuid, 'failed', 'yuki', 'auto', 'x', 1000, 1, 1, at, at
+			FROM (SELECT i, now() - i * interval '1 day' AS at FROM generate_series(1, 60) i) past`, ws)
+	}
+	s := startScheduler(t, env)
+	left := func(ws uuid.UUID) (n int) {
+		if err := admin.Get(&n, `SELECT count(*) FROM tasks WHERE workspace_id = $1`, ws); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	until(t, 30*time.Second, "tasks older than 30 days are gone", func() bool { return left(free) == 29 })
+	until(t, 30*time.Second, "the round ends", func() bool { return testutil.ToFloat64(s.metrics.retention.oldest) > 59*24*3600 })
+	if n := left(pro); n != 60 {
+		t.Errorf("%d of 60 tasks are left to a workspace that keeps them for a year", n)
+	}
+	m := s.metrics.retention
+	if n := testutil.ToFloat64(m.removed.WithLabelValues("tasks")); n != 31 || testutil.ToFloat64(m.behind) != 0 {
+		t.Errorf("%v tasks were counted, left over %v", n, testutil.ToFloat64(m.behind))
+	}
+}

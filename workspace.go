@@ -125,6 +125,7 @@ type workspaceJSON struct {
 	ReservedMS             int64     `json:"reserved_ms"`
 	RequestsPerHour        int       `json:"requests_per_hour"`
 	MaxUsers               int       `json:"max_users"`
+	RetentionDays          int       `json:"retention_days"`
 	MaxSchedules           int       `json:"max_schedules"`
 	MinScheduleSeconds     int       `json:"min_schedule_seconds"`
 	MaxTaskCostMicroUSD    int64     `json:"max_task_cost_microusd"`
@@ -153,7 +154,7 @@ func showWorkspace(w store.Workspace) workspaceJSON {
 	return workspaceJSON{ID: store.FormatID(store.WorkspacePrefix, w.ID), Name: w.Name, Plan: w.Plan, Status: w.Status, Queue: w.Queue,
 		Paused: pausedBy(w), Concurrency: w.Concurrency, Running: w.Running, Waiting: w.Waiting, MaxWaiting: w.MaxWaiting,
 		Period: w.Period.Format("2006-01"), QuotaMS: w.QuotaMS, UsedMS: w.UsedMS, ReservedMS: w.ReservedMS,
-		RequestsPerHour: w.RequestsPerHour, MaxUsers: w.MaxUsers, MaxSchedules: w.MaxSchedules, MinScheduleSeconds: w.MinScheduleSeconds, MaxTaskCostMicroUSD: w.MaxTaskCostMicroUSD,
+		RequestsPerHour: w.RequestsPerHour, MaxUsers: w.MaxUsers, RetentionDays: w.RetentionDays, MaxSchedules: w.MaxSchedules, MinScheduleSeconds: w.MinScheduleSeconds, MaxTaskCostMicroUSD: w.MaxTaskCostMicroUSD,
 		ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD, ProviderUsed: w.ProviderUsedMicroUSD, ProviderReserved: w.ProviderReservedMicroUSD,
 		OverageEnabled: w.OverageEnabled, SpendCapCents: w.SpendCapCents, OverageMS: w.OverageMS, Models: append([]string{}, w.Models...),
 		NeedsVerifiedEmail: w.NeedsVerifiedEmail,
@@ -219,6 +220,14 @@ func workspaceList(ctx context.Context, c *cli, args []string) error {
 			w.Running, w.Concurrency, w.Waiting, w.UsedMS/60_000, w.QuotaMS/60_000, paused)
 	}
 	return tw.Flush()
+}
+
+// keeps says for how long.
+func keeps(days int) string {
+	if days == 0 {
+		return "for ever"
+	}
+	return fmt.Sprintf("%d days", days)
 }
 
 // printable keeps a customer's text from steering an operator's terminal.
@@ -289,7 +298,7 @@ func (c *cli) showOne(ctx context.Context, system *store.System, ws uuid.UUID, a
 	}
 	fmt.Fprintf(tw, "margin %s\t%s: price %s less model cost %s (expected %s)\n", w.Period.Format("2006-01"), dollars(m.MicroUSD()),
 		dollars(m.PriceMicroUSD), dollars(m.CostMicroUSD), dollars(m.ExpectedMicroUSD))
-	fmt.Fprintf(tw, "models\t%s\nneeds a proved address\t%t\n", models, w.NeedsVerifiedEmail)
+	fmt.Fprintf(tw, "models\t%s\nneeds a proved address\t%t\nkeeps ended tasks\t%s\n", models, w.NeedsVerifiedEmail, keeps(w.RetentionDays))
 	overage := "off"
 	if w.OverageEnabled {
 		overage = fmt.Sprintf("%d ms used of %d (%s of $%d.%02d)", w.OverageMS, w.OverageAllowanceMS, dollars(store.OverageMicroUSD(w.OverageMS)), w.SpendCapCents/100, w.SpendCapCents%100)

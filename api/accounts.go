@@ -62,6 +62,7 @@ type limitsJSON struct {
 	MaxSchedules           int      `json:"max_schedules" description:"Cron schedules."`
 	MinScheduleSeconds     int      `json:"min_schedule_seconds" description:"Between two occurrences of a schedule."`
 	Models                 []string `json:"models" description:"The models that tasks may run on: provider/model, * at the end stands for anything. Empty: all."`
+	RetentionDays          *int     `json:"retention_days" description:"How long tasks are kept once they have ended, with their content, attempts and model calls. null: as long as the workspace."`
 	NeedsVerifiedEmail     bool     `json:"needs_verified_email" description:"Where the service asks for it, an owner must have proved their address before the first task."`
 }
 
@@ -104,7 +105,7 @@ func workspaceOf(w store.Workspace) workspaceJSON {
 		ID: store.FormatID(store.WorkspacePrefix, w.ID), Name: w.Name, Slug: w.Slug, Plan: w.Plan, Status: status,
 		Limits: limitsJSON{AgentMS: w.QuotaMS, RequestsPerHour: w.RequestsPerHour, Concurrency: w.Concurrency, MaxWaiting: w.MaxWaiting,
 			MaxUsers: orNull(w.MaxUsers), ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD, MaxTaskCostMicroUSD: w.MaxTaskCostMicroUSD,
-			MaxSchedules: w.MaxSchedules, MinScheduleSeconds: w.MinScheduleSeconds, Models: orEmpty(w.Models), NeedsVerifiedEmail: w.NeedsVerifiedEmail},
+			MaxSchedules: w.MaxSchedules, MinScheduleSeconds: w.MinScheduleSeconds, Models: orEmpty(w.Models), NeedsVerifiedEmail: w.NeedsVerifiedEmail, RetentionDays: orNull(w.RetentionDays)},
 		Settings: jsonObject{w.Settings}, CreatedAt: w.CreatedAt.UTC(),
 	}
 }

@@ -69,7 +69,7 @@ func (s *Server) listPlans(*request) (answer, error) {
 		page.Data = append(page.Data, planJSON{ID: p.ID, Name: p.Name, PriceCents: p.PriceCents, limitsJSON: limitsJSON{AgentMS: p.AgentMS,
 			RequestsPerHour: p.RequestsPerHour, Concurrency: p.Concurrency, MaxWaiting: p.MaxWaiting, MaxUsers: orNull(p.MaxUsers),
 			ProviderBudgetMicroUSD: p.ProviderBudgetMicroUSD, MaxTaskCostMicroUSD: p.MaxTaskCostMicroUSD, Models: orEmpty(p.Models),
-			MaxSchedules: p.MaxSchedules, MinScheduleSeconds: p.MinScheduleSeconds, NeedsVerifiedEmail: p.NeedsVerifiedEmail}})
+			MaxSchedules: p.MaxSchedules, MinScheduleSeconds: p.MinScheduleSeconds, NeedsVerifiedEmail: p.NeedsVerifiedEmail, RetentionDays: orNull(p.RetentionDays)}})
 	}
 	return answer{status: http.StatusOK, headers: map[string]string{"Cache-Control": "public, max-age=300"}, body: page}, nil
 }

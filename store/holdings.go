@@ -80,7 +80,7 @@ var Holdings = []Holding{
 		Left: "ids and addresses stand in members"},
 	{Table: "user_tokens", Fate: FateDeleted, Left: "hashes of secrets"},
 	{Table: "workspaces", Fate: FateErased, Why: "id, plan, limits, dates and Stripe's ids: who was billed for what; name, slug and settings go", key: []string{"id:uuid"},
-		Export: []string{"id>ws_", "name", "slug", "plan", "status", "requests_per_hour", "max_users", "max_schedules", "min_schedule_seconds", "stripe_customer_id",
+		Export: []string{"id>ws_", "name", "slug", "plan", "status", "requests_per_hour", "max_users", "retention_days", "max_schedules", "min_schedule_seconds", "stripe_customer_id",
 			"stripe_customer_since", "stripe_subscription_id", "settings", "created_at", "updated_at"},
 		Withheld: []string{"needs_verified_email", "deleting_at", "deleted_by", "erasing_at", "subscription_ended_at", "deleted_at"}},
 	{Table: "workspace_load", Fate: FateKept, Why: "limits and what the month has used; nothing waits or runs", key: []string{"workspace_id:uuid"},

@@ -67,6 +67,7 @@ var tables = map[string]walls{
 			"workspaces_leaving_check":              {`deleting_at = now()`, `status = 'deleting', deleting_at = now()`},
 			"workspaces_requests_per_hour_check":    {`requests_per_hour = -1`, `requests_per_hour = 0`},
 			"workspaces_max_users_check":            {`max_users = -1`, `max_users = 0`},
+			"workspaces_retention_days_check":       {`retention_days = -1`, `retention_days = 0`},
 			"workspaces_max_schedules_check":        {`max_schedules = -1`, `max_schedules = 0`},
 			"workspaces_min_schedule_seconds_check": {`min_schedule_seconds = -1`, `min_schedule_seconds = 0`},
 		},
@@ -209,7 +210,7 @@ var tables = map[string]walls{
 		checks: map[string]check{"leases_reserved_ms_check": {`reserved_ms = 0`, `reserved_ms = 1`}}},
 	"attempts": {seed: `INSERT INTO attempts (workspace_id, id, task_id, attempt, worker_id, outcome, billable, started_at, agent_ms)
 		SELECT $1::uuid, gen_random_uuid(), gen_random_uuid(), 1, gen_random_uuid(), 'succeeded', true, now(), 1 WHERE $2::uuid IS NOT NULL`,
-		api: "s u(error)", worker: "s i", system: "s i u(error)", opens: "workspace:su",
+		api: "s u(error)", worker: "s i", system: "s i u(error) d", opens: "workspace:su",
 		checks: map[string]check{
 			"attempts_outcome_check":  {`outcome = 'lucky'`, `outcome = 'crashed'`},
 			"attempts_agent_ms_check": {`agent_ms = -1`, `agent_ms = 0`}}},
@@ -219,7 +220,7 @@ var tables = map[string]walls{
 		checks: map[string]check{"metering_rows_meter_check": {`meter = 'wishes'`, `meter = 'tasks'`}}},
 	"provider_calls": {seed: `INSERT INTO provider_calls (workspace_id, id, task_id, attempt_id, step, try, provider, model)
 		SELECT $1::uuid, gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 1, 1, 'p', 'm' WHERE $2::uuid IS NOT NULL`,
-		api: "s", worker: "s i u", system: "s u",
+		api: "s", worker: "s i u", system: "s u d",
 		checks: map[string]check{"provider_calls_outcome_check": {`outcome = 'fine'`, `outcome = 'ok'`}}},
 	"daily_usage": {seed: `INSERT INTO daily_usage (workspace_id, day, meter, quantity, billable)
 		SELECT $1::uuid, now()::date, gen_random_uuid()::text, 1, 1 WHERE $2::uuid IS NOT NULL`,

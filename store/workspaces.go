@@ -39,6 +39,7 @@ type Workspace struct {
 	Period               time.Time       `db:"period"`  // first day of the UTC month
 	Models               pq.StringArray  `db:"models"`  // patterns of provider/model that tasks may run on; empty: all
 	NeedsVerifiedEmail   bool            `db:"needs_verified_email"`
+	RetentionDays        int             `db:"retention_days"` // of ended tasks; 0: for ever
 	MaxSchedules         int             `db:"max_schedules"`
 	MinScheduleSeconds   int             `db:"min_schedule_seconds"` // between two occurrences of a schedule
 
@@ -54,7 +55,7 @@ type Workspace struct {
 }
 
 var workspaceQuery = `SELECT ws.id, ws.name, ws.slug, ws.plan, ws.status, ws.requests_per_hour, ws.max_users, ws.stripe_customer_id, ws.stripe_subscription_id,
-		ws.settings, ws.created_at, ws.needs_verified_email, ws.max_schedules, ws.min_schedule_seconds, w.models, w.queue, w.cap, w.max_waiting, w.waiting, w.paused, w.quota_ms, greatest(w.period, ` + currentPeriod + `) AS period,
+		ws.settings, ws.created_at, ws.needs_verified_email, ws.retention_days, ws.max_schedules, ws.min_schedule_seconds, w.models, w.queue, w.cap, w.max_waiting, w.waiting, w.paused, w.quota_ms, greatest(w.period, ` + currentPeriod + `) AS period,
 		` + usedNow("used_ms") + ` AS used_ms, w.overage_enabled, w.spend_cap_cents, w.overage_allowance_ms, ` + usedNow("overage_used_ms") + ` AS overage_used_ms,
 		w.provider_budget_microusd, w.max_task_cost_microusd, ` + usedNow("provider_used_microusd") + ` AS provider_used_microusd,
 		(` + openCost("w.workspace_id") + `) AS provider_reserved_microusd, r.running, r.reserved_ms
@@ -92,12 +93,12 @@ func (s *System) SetPlan(ctx context.Context, ws uuid.UUID, p Plan, customer, su
 				return err
 			}
 			_, err := tx.ExecContext(ctx, `UPDATE workspaces SET plan = $2, requests_per_hour = $3, max_users = $4, needs_verified_email = $7,
-					max_schedules = $8, min_schedule_seconds = $9,
+					max_schedules = $8, min_schedule_seconds = $9, retention_days = $10,
 					stripe_customer_since = CASE WHEN $5 IN ('', coalesce(stripe_customer_id, '')) THEN stripe_customer_since ELSE now() END,
 					stripe_customer_id = coalesce(nullif($5, ''), stripe_customer_id),
 					stripe_subscription_id = coalesce(nullif($6, ''), stripe_subscription_id), updated_at = now()
 				WHERE id = $1`, ws, p.ID, p.RequestsPerHour, p.MaxUsers, customer, subscription, p.NeedsVerifiedEmail,
-				p.MaxSchedules, p.MinScheduleSeconds)
+				p.MaxSchedules, p.MinScheduleSeconds, p.RetentionDays)
 			if violates(err, "workspaces_stripe_customer_key") {
 				return refuse(Conflict, "another workspace has Stripe customer %s: totals are kept per customer", customer)
 			}
@@ -123,6 +124,7 @@ var limits = map[string]func(l *load, w *Workspace, v int64){
 	"max_users":                func(_ *load, w *Workspace, v int64) { w.MaxUsers = int(v) },
 	"provider_budget_microusd": func(l *load, _ *Workspace, v int64) { l.BudgetMicroUSD = v },
 	"max_task_cost_microusd":   func(l *load, _ *Workspace, v int64) { l.MaxTaskCost = v },
+	"retention_days":           func(_ *load, w *Workspace, v int64) { w.RetentionDays = int(v) },
 	"max_schedules":            func(_ *load, w *Workspace, v int64) { w.MaxSchedules = int(v) },
 	"min_schedule_seconds":     func(_ *load, w *Workspace, v int64) { w.MinScheduleSeconds = int(v) },
 	"needs_verified_email":     func(_ *load, w *Workspace, v int64) { w.NeedsVerifiedEmail = v != 0 },
@@ -130,8 +132,9 @@ var limits = map[string]func(l *load, w *Workspace, v int64){
 
 // maxLimit keeps a limit within what its column holds; time and money may be larger.
 const (
-	maxLimit      = 2_000_000_000
-	maxLargeLimit = 1_000_000_000_000_000
+	maxLimit         = 2_000_000_000
+	maxLargeLimit    = 1_000_000_000_000_000
+	maxRetentionDays = 36_500
 )
 
 // highest is the most that a limit may be.
@@ -141,6 +144,8 @@ func highest(name string) int64 {
 		return maxLargeLimit
 	case name == "needs_verified_email":
 		return 1
+	case name == "retention_days":
+		return maxRetentionDays
 	}
 	return maxLimit
 }
@@ -156,7 +161,7 @@ func LimitNames() []string {
 }
 
 // SetLimits overrides limits of a workspace until its plan is set anew. Names are LimitNames, values whole numbers from
-// 0 to 2,000,000,000 (agent_ms and those in micro-dollars to 10^15, needs_verified_email to 1). It returns the turns to
+// 0 to 2,000,000,000 (agent_ms and those in micro-dollars to 10^15, needs_verified_email to 1, retention_days to 36,500). It returns the turns to
 // enqueue.
 func (s *System) SetLimits(ctx context.Context, ws uuid.UUID, values map[string]int64, by Operator) ([]Turn, error) {
 	return s.Override(ctx, ws, values, nil, by)
@@ -183,7 +188,7 @@ func (s *System) Override(ctx context.Context, ws uuid.UUID, values map[string]i
 	}
 	return s.change(ctx, ws, by, "workspace.set_limit", details, func(tx *sqlx.Tx, l *load) error {
 		var w Workspace
-		err := tx.GetContext(ctx, &w, `SELECT requests_per_hour, max_users, needs_verified_email, max_schedules, min_schedule_seconds FROM workspaces WHERE id = $1 FOR UPDATE`, ws)
+		err := tx.GetContext(ctx, &w, `SELECT requests_per_hour, max_users, needs_verified_email, max_schedules, min_schedule_seconds, retention_days FROM workspaces WHERE id = $1 FOR UPDATE`, ws)
 		if err != nil {
 			return fmt.Errorf("read limits: %w", err)
 		}
@@ -191,8 +196,8 @@ func (s *System) Override(ctx context.Context, ws uuid.UUID, values map[string]i
 			limits[name](l, &w, v)
 		}
 		_, err = tx.ExecContext(ctx, `UPDATE workspaces SET requests_per_hour = $2, max_users = $3, needs_verified_email = $4,
-			max_schedules = $5, min_schedule_seconds = $6, updated_at = now() WHERE id = $1`, ws, w.RequestsPerHour, w.MaxUsers, w.NeedsVerifiedEmail,
-			w.MaxSchedules, w.MinScheduleSeconds)
+			max_schedules = $5, min_schedule_seconds = $6, retention_days = $7, updated_at = now() WHERE id = $1`, ws, w.RequestsPerHour, w.MaxUsers, w.NeedsVerifiedEmail,
+			w.MaxSchedules, w.MinScheduleSeconds, w.RetentionDays)
 		if err != nil {
 			return fmt.Errorf("set limits: %w", err)
 		}

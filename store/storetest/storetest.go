@@ -133,6 +133,12 @@ type Servers struct {
 // migrated, empty, and on ports that stay the same. It takes about a second.
 func OwnServers(t testing.TB) *Servers {
 	t.Helper()
+	return OwnServersWith(t, nil)
+}
+
+// OwnServersWith is OwnServers with settings of PostgreSQL.
+func OwnServersWith(t testing.TB, settings map[string]string) *Servers {
+	t.Helper()
 	binary.mu.Lock()
 	dir, err := binary.tempDir(t)
 	binary.mu.Unlock()
@@ -145,7 +151,7 @@ func OwnServers(t testing.TB) *Servers {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pair, err := privateservers.Start(context.Background(), privateservers.Config{Dir: dir})
+	pair, err := privateservers.Start(context.Background(), privateservers.Config{Dir: dir, Postgres: privateservers.PostgresConfig{Settings: settings}})
 	if err != nil {
 		t.Fatal(err)
 	}
