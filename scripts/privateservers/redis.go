@@ -30,6 +30,10 @@ const RedisDatabases = 4096
 type RedisConfig struct {
 	AppendOnly bool // true: keep the data over a restart, losing at most about one second of writes
 	Port       int  // 0: the one used last time if it is free, else any free one
+
+	password string   // "": one of its own
+	sentinel bool     // it watches others (--sentinel)
+	more     []string // further lines of its configuration
 }
 
 // Redis is a private server. Its methods may be called by one goroutine at a time.
@@ -70,7 +74,9 @@ func StartRedis(ctx context.Context, dir string, cfg RedisConfig) (_ *Redis, err
 	if err != nil {
 		return nil, err
 	}
-	if r.password == "" {
+	if cfg.password != "" {
+		r.password = cfg.password
+	} else if r.password == "" {
 		r.password = newPassword()
 	} else if lastPort > 0 {
 		r.endOrphan(ctx, lastPort)
@@ -158,7 +164,11 @@ func (r *Redis) launch(ctx context.Context) (err error) {
 	if info, err := os.Stat(r.LogFile()); err == nil {
 		before = info.Size()
 	}
-	if r.proc, err = startServer([]string{r.bin, r.configFile()}, r.dir, r.LogFile(), nil, syscall.SIGTERM); err != nil {
+	argv := []string{r.bin, r.configFile()}
+	if r.cfg.sentinel {
+		argv = append(argv, "--sentinel")
+	}
+	if r.proc, err = startServer(argv, r.dir, r.LogFile(), nil, syscall.SIGTERM); err != nil {
 		return fmt.Errorf("start Redis: %w", err)
 	}
 	err = poll(ctx, r.proc, r.ping)
@@ -176,27 +186,35 @@ func (r *Redis) launch(ctx context.Context) (err error) {
 // command sends one inline command after the password and reports whether the server answered want. A client library
 // would hide a refused connection behind retries and a log of its own.
 func (r *Redis) command(ctx context.Context, port int, command, want string) error {
+	answer, err := r.ask(ctx, port, command)
+	if err == nil && answer != want {
+		err = fmt.Errorf("the server answered %q", answer)
+	}
+	return err
+}
+
+// ask is command for any answer; it returns the answer's first line.
+func (r *Redis) ask(ctx context.Context, port int, command string) (answer string, err error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "tcp4", loopback(port))
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	if _, err := fmt.Fprintf(conn, "AUTH %s\r\n%s\r\n", r.password, command); err != nil {
-		return err
+		return "", err
 	}
 	answers := bufio.NewReader(conn)
-	for _, want := range []string{"+OK", want} {
-		answer, err := answers.ReadString('\n')
-		if err != nil {
-			return err
+	for _, want := range []string{"+OK", ""} {
+		if answer, err = answers.ReadString('\n'); err != nil {
+			return "", err
 		}
-		if answer = strings.TrimSpace(answer); answer != want {
-			return fmt.Errorf("the server answered %q", answer)
+		if answer = strings.TrimSpace(answer); want != "" && answer != want {
+			return "", fmt.Errorf("the server answered %q", answer)
 		}
 	}
-	return nil
+	return answer, nil
 }
 
 func (r *Redis) ping(ctx context.Context) error { return r.command(ctx, r.port, "PING", "+PONG") }
@@ -206,11 +224,12 @@ func (r *Redis) writeConfig() error {
 	if r.cfg.AppendOnly {
 		appendOnly = "yes"
 	}
-	return writeSecret(r.configFile(), strings.Join([]string{
-		"bind 127.0.0.1", "protected-mode yes", "port " + strconv.Itoa(r.port), "requirepass " + r.password,
-		"databases " + strconv.Itoa(RedisDatabases), "dir " + strconv.Quote(r.dataDir()), "daemonize no",
-		`save ""`, "appendonly " + appendOnly, "appendfsync everysec", "maxmemory-policy noeviction", "",
-	}, "\n"))
+	lines := []string{"bind 127.0.0.1", "protected-mode yes", "port " + strconv.Itoa(r.port), "requirepass " + r.password,
+		"dir " + strconv.Quote(r.dataDir()), "daemonize no"}
+	if !r.cfg.sentinel {
+		lines = append(lines, "databases "+strconv.Itoa(RedisDatabases), `save ""`, "appendonly "+appendOnly, "appendfsync everysec", "maxmemory-policy noeviction")
+	}
+	return writeSecret(r.configFile(), strings.Join(append(lines, r.cfg.more...), "\n")+"\n")
 }
 
 // readConfig takes the password and returns the port of the last start, if there was one.
