@@ -46,13 +46,13 @@ func (w *Worker) serve(ctx context.Context, t *asynq.Task) error {
 		w.slots.release(queue, 1)
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	}
-	c := &store.Claim{Workspace: turn.Workspace, Turn: turn.ID, Lease: uuid.New(), Worker: *w.id.Load()}
+	c := &store.Claim{Workspace: turn.Workspace, Turn: turn.ID, Lease: store.NewID(), Worker: *w.id.Load()}
 	more := 0
 	if w.gate.idle() {
 		more = w.slots.take(queue, w.slots.size)
 	}
 	for range more {
-		c.More = append(c.More, uuid.New())
+		c.More = append(c.More, store.NewID())
 	}
 	attempts := w.expect(append(c.More, c.Lease)...)
 	if w.leaving() {
@@ -139,7 +139,7 @@ func (w *Worker) goOn(v visit, f *store.Finish) map[uuid.UUID]*attempt {
 	if !slice && (served >= visitLimit || !w.gate.idle()) {
 		return nil
 	}
-	c := &store.Claim{Workspace: f.Workspace, Lease: uuid.New(), Worker: *w.id.Load()}
+	c := &store.Claim{Workspace: f.Workspace, Lease: store.NewID(), Worker: *w.id.Load()}
 	coming := w.expect(c.Lease)
 	if w.leaving() {
 		w.forget(coming)
