@@ -31,7 +31,9 @@ func TestCancelFinishClaimExpiryAndReplayRace(t *testing.T) {
 	} {
 		db.MustExec(statement)
 	}
-	t.Cleanup(func() { db.MustExec(`DROP TRIGGER note_history ON tasks; DROP FUNCTION note_history; DROP TABLE history`) })
+	t.Cleanup(func() {
+		db.MustExec(`DROP TRIGGER note_history ON tasks; DROP FUNCTION note_history; DROP TABLE history`)
+	})
 	ws := storetest.NewWorkspace(t, l.env, "pro")
 	db.MustExec(`UPDATE workspace_load SET cap = 40 WHERE workspace_id = $1`, ws)
 	tasks := make([]store.NewTask, 300)
@@ -117,7 +119,9 @@ func TestCancelFinishClaimExpiryAndReplayRace(t *testing.T) {
 			retried.Add(1)
 			return do(func(w *store.Work) error { return w.Retry(ctx, ids[rand.IntN(len(ids))]) })
 		},
-		func() error { return do(func(w *store.Work) error { _, err := w.RetryEnded(ctx, store.EndedFilter{}, 5); return err }) },
+		func() error {
+			return do(func(w *store.Work) error { _, err := w.RetryEnded(ctx, store.EndedFilter{}, 5); return err })
+		},
 		func() error {
 			_, _, issued, err := l.system.ExpireDue(ctx)
 			deliver(issued...)
