@@ -138,8 +138,11 @@ func killWorker(ctx context.Context, s *stage, f *firing) error {
 }
 
 // claimLasting claims a worker that runs an agent which takes longer than the fault: its call is still on its way when its
-// task is run again elsewhere.
+// task is run again elsewhere. Beside another fault, which may keep agents from starting, it takes any.
 func (f *firing) claimLasting(ctx context.Context, fault time.Duration) (*member, error) {
+	if !f.alone {
+		return f.claimWorker(""), nil
+	}
 	running, err := f.s.load.lasting(ctx, 2, fault+5*time.Second)
 	if err != nil {
 		return nil, err
