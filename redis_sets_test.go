@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -13,8 +11,8 @@ import (
 )
 
 // overRedis runs a fleet on a set of Redis servers: tasks come over HTTP for some seconds, and meanwhile fault happens.
-// Then every task must have succeeded at its first attempt, once. It returns for how long a workspace started nothing after the fault, at most.
-func overRedis(t *testing.T, make func(ctx context.Context, dir string) (*privateservers.RedisSet, error), fault func(t *testing.T, set *privateservers.RedisSet)) time.Duration {
+// Then every task must have succeeded at its first attempt, once; the log says for how long a workspace started nothing.
+func overRedis(t *testing.T, make func(ctx context.Context, dir string) (*privateservers.RedisSet, error), fault func(t *testing.T, set *privateservers.RedisSet)) {
 	t.Helper()
 	set, err := make(t.Context(), t.TempDir())
 	if err != nil {
@@ -78,7 +76,6 @@ func overRedis(t *testing.T, make func(ctx context.Context, dir string) (*privat
 	if recovery > 45*time.Second {
 		t.Errorf("a workspace started nothing for %s", recovery)
 	}
-	return recovery
 }
 
 // moment is the database's time.
@@ -90,62 +87,44 @@ func (s *stack) moment() (now time.Time) {
 	return now
 }
 
-// repeats is how often a test of a fault is repeated: MUSTER_TEST_RUNS, to measure, or once.
-func repeats(t *testing.T) int {
-	t.Helper()
-	v := os.Getenv("MUSTER_TEST_RUNS")
-	if v == "" {
-		return 1
-	}
-	n, err := strconv.Atoi(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 // The master is killed while tasks come and run; Sentinel makes a replica the master.
 func TestSentinelFailsOverUnderLoad(t *testing.T) {
 	t.Parallel()
-	for range repeats(t) {
-		overRedis(t, privateservers.StartSentinel, func(t *testing.T, set *privateservers.RedisSet) {
-			master, err := set.Holder(t.Context(), "")
-			if err != nil {
-				t.Fatal(err)
+	overRedis(t, privateservers.StartSentinel, func(t *testing.T, set *privateservers.RedisSet) {
+		master, err := set.Holder(t.Context(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		killed := time.Now()
+		if err := master.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+			if now, err := set.Holder(t.Context(), ""); err == nil && now != master {
+				break
 			}
-			killed := time.Now()
-			if err := master.Kill(); err != nil {
-				t.Fatal(err)
+			if time.Now().After(deadline) {
+				t.Fatal("no replica became the master")
 			}
-			for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-				if now, err := set.Holder(t.Context(), ""); err == nil && now != master {
-					break
-				}
-				if time.Now().After(deadline) {
-					t.Fatal("no replica became the master")
-				}
-			}
-			t.Logf("another master after %s", time.Since(killed).Round(10*time.Millisecond))
-		})
-	}
+		}
+		t.Logf("another master after %s", time.Since(killed).Round(10*time.Millisecond))
+	})
 }
 
 // The node of a cluster that holds a tier's queue is killed, and restarted three seconds later, empty.
 func TestAClusterNodeDiesUnderLoad(t *testing.T) {
 	t.Parallel()
-	for range repeats(t) {
-		overRedis(t, privateservers.StartCluster, func(t *testing.T, set *privateservers.RedisSet) {
-			node, err := set.Holder(t.Context(), "asynq:{pro}:pending")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := node.Kill(); err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(3 * time.Second) // as long as a supervisor takes
-			if err := node.Restart(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-		})
-	}
+	overRedis(t, privateservers.StartCluster, func(t *testing.T, set *privateservers.RedisSet) {
+		node, err := set.Holder(t.Context(), "asynq:{pro}:pending")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := node.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Second) // as long as a supervisor takes
+		if err := node.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
 }

@@ -202,6 +202,8 @@ func TestRedisURLs(t *testing.T) {
 	t.Parallel()
 	for url, want := range map[string]bool{
 		"redis://localhost:6379": true, "redis://:secret@h:1/3": true, "rediss://u:p@h:6380": true, "redis-sentinel://h:1,h2:2?master=m": true,
+		"redis-sentinel://u:secret@h:1,h2:2/3?master=m": true, "rediss-sentinel://h:1?master=m&sentinel_auth=no": true,
+		"redis-sentinel://h:1": false, "redis-sentinel://:secret@h:1,,h:2?master=m": false, "redis-sentinel://h:1/x?master=m": false, "redis-sentinel://h:1?master=m&sentinel_auth=secret": false,
 		"redis-cluster://h:1": true, "redis-cluster://u:p@h:1,h2:2": true, "rediss-cluster://h:1": true,
 		"": false, "localhost:6379": false, "http://h": false, "redis-cluster://": false, "redis-cluster://h:1,,h:2": false, "redis://h:1/x": false,
 	} {
@@ -220,5 +222,19 @@ func TestRedisURLs(t *testing.T) {
 			}
 			rdb.Close()
 		}
+	}
+}
+
+// Asynq's own reading would keep the servers' password, TLS and the database from the servers.
+func TestSentinelURLsReachTheServersToo(t *testing.T) {
+	t.Parallel()
+	opt, err := jobs.ParseRedisURL("rediss-sentinel://u:secret@h:1,h2:2/3?master=m")
+	o, ok := opt.(asynq.RedisFailoverClientOpt)
+	if err != nil || !ok || o.MasterName != "m" || len(o.SentinelAddrs) != 2 || o.Username != "u" || o.Password != "secret" || o.SentinelPassword != "secret" || o.DB != 3 || o.TLSConfig == nil {
+		t.Errorf("%T, %v", opt, err)
+	}
+	opt, err = jobs.ParseRedisURL("redis-sentinel://:secret@h:1?master=m&sentinel_auth=no")
+	if o, ok := opt.(asynq.RedisFailoverClientOpt); err != nil || !ok || o.Password != "secret" || o.SentinelPassword != "" || o.TLSConfig != nil {
+		t.Errorf("%T, %v", opt, err)
 	}
 }
