@@ -289,7 +289,7 @@ func TestCommands(t *testing.T) {
 		vars := whole(env)
 		id := storetest.NewWorkspace(t, env, "pro")
 		ws := store.FormatID(store.WorkspacePrefix, id)
-		var task store.Task
+		var task store.TaskView
 		_, err := store.NewAPI(env.API(t)).Do(context.Background(), store.Scope{Workspace: id}, nil, func(w *store.Work) (store.Answer, error) {
 			created, err := w.Submit(context.Background(), []store.NewTask{{Agent: "yuki", Model: "auto", Prompt: "secret words", TimeoutMS: 1000, MaxAttempts: 1}})
 			task = created[0]

@@ -34,18 +34,18 @@ func (s *Server) allowance(ctx context.Context, ws uuid.UUID) (store.Allowance, 
 
 // mayRun refuses tasks of a workspace without a proved address that needs one, and models that it may not use. It comes
 // before anything is stored, and not before the request is known to be no repeat of one that was accepted.
-func (s *Server) mayRun(q *request, w *store.Work, models ...string) error {
-	if a, ok := s.allowed.Peek(w.Workspace); ok && s.refusal(a, models) == nil {
+func (s *Server) mayRun(q *request, ask func(context.Context) (store.Allowance, error), models ...string) error {
+	if a, ok := s.allowed.Peek(q.id.Workspace); ok && s.refusal(a, models) == nil {
 		return nil
 	}
-	a, err := w.Allowance(q.ctx)
+	a, err := ask(q.ctx)
 	if err != nil {
 		return err
 	}
 	if err := s.refusal(a, models); err != nil {
 		return err
 	}
-	s.allowed.Add(w.Workspace, a)
+	s.allowed.Add(q.id.Workspace, a)
 	return nil
 }
 

@@ -116,7 +116,7 @@ func (s *Server) replayDeadLetters(q *request) (answer, error) {
 
 func (s *Server) retryEnded(q *request, action, status string, body endedBody) (answer, error) {
 	return s.work(q, true, func(w *store.Work) (answer, error) {
-		if err := s.mayRun(q, w); err != nil {
+		if err := s.mayRun(q, w.Allowance); err != nil {
 			return answer{}, err
 		}
 		bulk, err := w.RetryEnded(q.ctx, body.filter(status), *body.Limit)

@@ -1,9 +1,12 @@
 package api
 
 import (
+	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -38,13 +41,9 @@ func (s *Server) createTask(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	return s.work(q, true, func(w *store.Work) (answer, error) {
-		views, err := s.submit(q, w, []newTaskBody{body}, func(int) string { return "" })
-		if err != nil {
-			return answer{}, err
-		}
+	return s.submit(q, []newTaskBody{body}, func(int) string { return "" }, func(views []store.TaskView) answer {
 		task := taskOf(views[0])
-		return answer{status: http.StatusAccepted, headers: locationOf(task), body: task}, nil
+		return answer{status: http.StatusAccepted, headers: locationOf(task), body: task}
 	})
 }
 
@@ -62,55 +61,61 @@ func (s *Server) createTasks(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	return s.work(q, true, func(w *store.Work) (answer, error) {
-		views, err := s.submit(q, w, body.Tasks, at)
-		if err != nil {
-			return answer{}, err
-		}
+	return s.submit(q, body.Tasks, at, func(views []store.TaskView) answer {
 		batch := batchJSON{Data: make([]taskJSON, len(views))}
 		for i, v := range views {
 			batch.Data[i] = taskOf(v)
 		}
-		return answer{status: http.StatusAccepted, body: batch}, nil
+		return answer{status: http.StatusAccepted, body: batch}
 	})
 }
 
-// submit accepts tasks, all or none. at says where each stands in the body.
-func (s *Server) submit(q *request, w *store.Work, bodies []newTaskBody, at func(int) string) ([]store.TaskView, error) {
-	names := make([]string, len(bodies))
-	tasks := make([]store.NewTask, len(bodies))
+// submit accepts tasks, all or none, and shows them. at says where each stands in the body. Without an Idempotency-Key it is
+// one round trip to the ledger; with one, the key and the answer are a part of the same transaction.
+func (s *Server) submit(q *request, bodies []newTaskBody, at func(int) string, show func([]store.TaskView) answer) (answer, error) {
+	models, tasks := make([]string, len(bodies)), make([]store.NewTask, len(bodies))
 	for i := range bodies {
-		names[i], tasks[i] = bodies[i].Agent, bodies[i].task(q.id)
+		models[i], tasks[i] = bodies[i].Model, bodies[i].task(q.id)
 	}
-	models := make([]string, len(bodies))
-	for i := range bodies {
-		models[i] = bodies[i].Model
+	if len(q.gin.Request.Header.Values("Idempotency-Key")) > 0 {
+		return s.work(q, true, func(w *store.Work) (answer, error) {
+			if err := s.mayRun(q, w.Allowance, models...); err != nil {
+				return answer{}, err
+			}
+			views, err := w.Submit(q.ctx, tasks)
+			if err != nil {
+				return answer{}, unknownAgents(err, bodies, at)
+			}
+			return show(views), nil
+		})
 	}
-	if err := s.mayRun(q, w, models...); err != nil {
-		return nil, err
+	ask := func(ctx context.Context) (store.Allowance, error) { return s.Store.Allowance(ctx, q.id.Workspace) }
+	if err := s.mayRun(q, ask, models...); err != nil {
+		return answer{}, err
 	}
-	unknown, err := w.UnknownAgents(q.ctx, names)
+	views, turns, err := s.Store.Submit(q.ctx, q.id.Workspace, tasks)
 	if err != nil {
-		return nil, err
+		return answer{}, unknownAgents(err, bodies, at)
+	}
+	if len(turns) > 0 {
+		s.Enqueuer.Enqueue(turns...)
+	}
+	return show(views), nil
+}
+
+// unknownAgents names the fields whose agents the ledger does not know.
+func unknownAgents(err error, bodies []newTaskBody, at func(int) string) error {
+	var unknown store.UnknownAgents
+	if !errors.As(err, &unknown) {
+		return err
 	}
 	f := &faults{}
-	for i, name := range names {
-		if unknown[name] {
-			f.wrong(at(i)+"agent", "no agent is called %s", clip(name))
+	for i := range bodies {
+		if slices.Contains(unknown, bodies[i].Agent) {
+			f.wrong(at(i)+"agent", "no agent is called %s", clip(bodies[i].Agent))
 		}
 	}
-	if err := f.err(); err != nil {
-		return nil, err
-	}
-	outlook, err := w.Outlook(q.ctx)
-	if err != nil {
-		return nil, err
-	}
-	created, err := w.Submit(q.ctx, tasks)
-	if err != nil {
-		return nil, err
-	}
-	return outlook.ExplainAll(created), nil
+	return f.err()
 }
 
 func (s *Server) listTasks(q *request) (answer, error) {
@@ -226,7 +231,7 @@ func (s *Server) retryTask(q *request) (answer, error) {
 		if err != nil {
 			return answer{}, err
 		}
-		if err := s.mayRun(q, w, model); err != nil {
+		if err := s.mayRun(q, w.Allowance, model); err != nil {
 			return answer{}, err
 		}
 		if err := w.Retry(q.ctx, id); err != nil {

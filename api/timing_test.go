@@ -54,7 +54,7 @@ func TestAnothersIDCostsTheLedgerWhatAnUnknownOneCosts(t *testing.T) {
 		did := func(id string) []string {
 			from := logSize(t, env)
 			a.do(o.method, o.with(id), bodyFor[o.pattern()]).problem(probNotFound)
-			return plans(t, env, from)
+			return plans(t, env, from, id)
 		}
 		did(o.unknownID(t)) // fills caches
 		unknown, others := did(o.unknownID(t)), did(foreign[o.noun()])
@@ -80,9 +80,15 @@ func logSize(t *testing.T, env *storetest.Env) int64 {
 
 var planStart = regexp.MustCompile(`(?m)^\S+ \S+ \S+ \[\d+\] `)
 
-// plans are the statements of the API's role that the server has logged since, each with its plan and its rows.
-func plans(t *testing.T, env *storetest.Env, from int64) (all []string) {
+// plans are the statements of the API's role that the server has logged since, each with its plan and its rows. The id that was
+// asked for reads ID, where it stands in a text.
+func plans(t *testing.T, env *storetest.Env, from int64, asked string) (all []string) {
 	t.Helper()
+	_, digits, _ := strings.Cut(asked, "_")
+	id, err := uuid.Parse(digits)
+	if err != nil {
+		t.Fatal(err)
+	}
 	raw, err := os.ReadFile(env.PostgresLog())
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +96,7 @@ func plans(t *testing.T, env *storetest.Env, from int64) (all []string) {
 	for _, entry := range planStart.Split(string(raw[from:]), -1) {
 		head, plan, found := strings.Cut(entry, "\n")
 		if found && strings.HasPrefix(head, store.RoleAPI+"@"+env.Database+" ") && strings.HasSuffix(head, "plan:") {
-			all = append(all, strings.TrimSpace(plan))
+			all = append(all, strings.ReplaceAll(strings.TrimSpace(plan), id.String(), "ID"))
 		}
 	}
 	slices.Sort(all)

@@ -116,7 +116,7 @@ func (w *Work) ReplaceKey(ctx context.Context, old APIKey, n NewAPIKey, overlap 
 }
 
 // CheckKey reports who the key with this SHA-256 stands for now; Unauthorized when it is unknown, expired or revoked, and
-// then with the workspace and the key of one that is known.
+// then with the workspace and the key of one that is known. One round trip (function check_key, migration 00015).
 func (a *API) CheckKey(ctx context.Context, hash []byte) (Identity, error) {
 	var row struct {
 		Workspace uuid.UUID      `db:"workspace_id"`
@@ -126,11 +126,7 @@ func (a *API) CheckKey(ctx context.Context, hash []byte) (Identity, error) {
 		Origin    uuid.NullUUID  `db:"origin_user"`
 		Alive     bool           `db:"alive"`
 	}
-	err := a.inScope(ctx, Scope{Credential: hash}, func(tx *sqlx.Tx) error {
-		return tx.GetContext(ctx, &row, `SELECT workspace_id, id, role, scopes, origin_user,
-				revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) AS alive
-			FROM api_keys WHERE key_hash = $1`, hash)
-	})
+	err := a.db.GetContext(ctx, &row, `SELECT workspace_id, id, role, scopes, origin_user, alive FROM check_key($1)`, hash)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Identity{}, refuse(Unauthorized, "the API key is unknown, expired or revoked")
 	}

@@ -104,7 +104,7 @@ func times(list []*time.Time) array {
 		if list[i] == nil {
 			return b, true
 		}
-		return binary.BigEndian.AppendUint64(b, uint64(list[i].Sub(epoch).Microseconds())), false
+		return binary.BigEndian.AppendUint64(b, uint64(list[i].UnixMicro()-epoch.UnixMicro())), false
 	}}
 }
 

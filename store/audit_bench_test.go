@@ -23,7 +23,7 @@ func BenchmarkAuditedChange(b *testing.B) {
 		b.Run(v.name, func(b *testing.B) {
 			for b.Loop() {
 				_, err := api.Do(ctx, store.Scope{Workspace: ws}, nil, func(w *store.Work) (store.Answer, error) {
-					if _, err := w.UnknownAgents(ctx, []string{"other"}); err != nil || v.name == "none" {
+					if _, err := w.Allowance(ctx); err != nil || v.name == "none" {
 						return store.Answer{}, err
 					}
 					return store.Answer{}, w.Audit(store.AuditEntry{ActorType: store.ActorUser, ActorID: "usr_x", Action: "workspace.update", IP: "192.0.2.1"})

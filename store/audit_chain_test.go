@@ -229,7 +229,7 @@ func TestParallelAppendsMakeOneChainAndNoDeadlock(t *testing.T) {
 		}
 		wg.Go(func() {
 			for range rounds {
-				var submitted []store.Task
+				var submitted []store.TaskView
 				_, err := r.api.Do(context.Background(), store.Scope{Workspace: ws}, nil, func(w *store.Work) (store.Answer, error) {
 					if err := w.Audit(store.AuditEntry{ActorType: store.ActorUser, ActorID: "usr_x", Action: "test.early"}); err != nil {
 						return store.Answer{}, err

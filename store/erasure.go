@@ -44,9 +44,9 @@ func (w *Work) EraseTask(ctx context.Context, id uuid.UUID) (erased bool, err er
 
 // erase erases the content of tasks that have ended. The load row is locked.
 func (w *Work) erase(ctx context.Context, tasks ...ended) error {
-	ids, createdAt := make([]uuid.UUID, len(tasks)), make([]*string, len(tasks))
+	ids, createdAt := make([]uuid.UUID, len(tasks)), make([]*time.Time, len(tasks))
 	for i, t := range tasks {
-		ids[i], createdAt[i] = t.ID, textOfTime(&t.CreatedAt)
+		ids[i], createdAt[i] = t.ID, &t.CreatedAt
 	}
 	// The answer to the submit was stored in the submit's transaction, so it bears the same time (index
 	// idempotency_keys_age); later answers name the task (idempotency_keys_task). The keys stay: a repeat is still no
@@ -58,7 +58,7 @@ func (w *Work) erase(ctx context.Context, tasks ...ended) error {
 		{"tasks", `UPDATE tasks SET prompt = '', input = '{}', metadata = '{}', result = NULL,
 			error = CASE WHEN error IS NOT NULL THEN ` + erasedError + ` END, erased_at = now() WHERE workspace_id = $1 AND id = ANY($2)`, pq.Array(ids)},
 		{"errors", `UPDATE attempts SET error = ` + erasedError + ` WHERE workspace_id = $1 AND task_id = ANY($2) AND error IS NOT NULL`, pq.Array(ids)},
-		{"answers to submits", `UPDATE idempotency_keys SET response = NULL WHERE workspace_id = $1 AND created_at = ANY($2::timestamptz[])`, pq.Array(createdAt)},
+		{"answers to submits", `UPDATE idempotency_keys SET response = NULL WHERE workspace_id = $1 AND created_at = ANY($2::timestamptz[])`, times(createdAt)},
 		{"later answers", `UPDATE idempotency_keys SET response = NULL WHERE workspace_id = $1 AND task_id = ANY($2)`, pq.Array(ids)},
 	} {
 		if _, err := w.tx.ExecContext(ctx, what.sql, w.Workspace, what.arg); err != nil {

@@ -76,9 +76,10 @@ func sqlClass(err error) string {
 	return code[:min(2, len(code))]
 }
 
-// isConcurrency: a deadlock, a serialization failure or a lock timeout. The transaction did nothing; run it again.
+// isConcurrency: a deadlock, a serialization failure, a lock timeout, or a line that changed under a submit (MU001, see
+// migration 00015). The transaction did nothing; run it again.
 func isConcurrency(err error) bool {
-	return sqlClass(err) == "40" || sqlCode(err) == "55P03"
+	return sqlClass(err) == "40" || sqlCode(err) == "55P03" || sqlCode(err) == "MU001"
 }
 
 // BadData reports whether the database refused the very values it was given (class 22 data exception, 23 constraint,

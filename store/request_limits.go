@@ -17,24 +17,20 @@ type Allowance struct {
 	Unproved bool `db:"unproved"`
 }
 
-const allowanceQuery = `SELECT w.requests_per_hour, l.models, w.needs_verified_email AND NOT EXISTS (SELECT 1 FROM members m JOIN users u ON u.id = m.user_id
-		WHERE m.workspace_id = w.id AND m.role = 'owner' AND u.email_verified_at IS NOT NULL) AS unproved
-	FROM workspaces w JOIN workspace_load l ON l.workspace_id = w.id WHERE w.id = $1`
-
-// Allowance reads the workspace's.
+// Allowance reads the workspace's, in one round trip.
 func (a *API) Allowance(ctx context.Context, ws uuid.UUID) (Allowance, error) {
-	var all Allowance
-	err := a.inWorkspace(ctx, ws, func(tx *sqlx.Tx) (err error) {
-		all, err = (&Work{Workspace: ws, tx: tx}).Allowance(ctx)
-		return err
-	})
-	return all, err
+	return allowance(ctx, a.db, ws)
 }
 
 // Allowance reads the workspace's as it is in this transaction.
 func (w *Work) Allowance(ctx context.Context) (Allowance, error) {
+	return allowance(ctx, w.tx, w.Workspace)
+}
+
+// allowance asks the function of that name (migration 00015).
+func allowance(ctx context.Context, db sqlx.QueryerContext, ws uuid.UUID) (Allowance, error) {
 	var all Allowance
-	if err := w.tx.GetContext(ctx, &all, allowanceQuery, w.Workspace); err != nil {
+	if err := sqlx.GetContext(ctx, db, &all, `SELECT requests_per_hour, models, unproved FROM allowance($1)`, ws); err != nil {
 		return all, noRows(fmt.Errorf("read allowance: %w", err), "workspace")
 	}
 	return all, nil

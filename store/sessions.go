@@ -261,21 +261,16 @@ func (w *Work) RevokeSession(ctx context.Context, session uuid.UUID, why string)
 }
 
 // CheckSession reports who an access token's session stands for now: Unauthorized when the session has ended, is not
-// the user's, or the user is no longer a member.
+// the user's, or the user is no longer a member. One round trip (function check_session, migration 00015).
 func (a *API) CheckSession(ctx context.Context, ws, user, session uuid.UUID) (Identity, error) {
-	var role string
-	err := a.inWorkspace(ctx, ws, func(tx *sqlx.Tx) error {
-		return tx.GetContext(ctx, &role, `SELECT m.role FROM sessions s
-			JOIN members m ON m.workspace_id = s.workspace_id AND m.user_id = s.user_id
-			WHERE s.workspace_id = $1 AND s.id = $2 AND s.user_id = $3 AND s.revoked_at IS NULL AND s.expires_at > now()`, ws, session, user)
-	})
-	if errors.Is(err, sql.ErrNoRows) {
-		return Identity{}, refuse(Unauthorized, "the session has ended")
-	}
-	if err != nil {
+	var role sql.NullString
+	if err := a.db.GetContext(ctx, &role, `SELECT check_session($1, $2, $3)`, ws, user, session); err != nil {
 		return Identity{}, fmt.Errorf("check session: %w", err)
 	}
-	return Identity{Workspace: ws, User: user, Session: session, Role: role}, nil
+	if !role.Valid {
+		return Identity{}, refuse(Unauthorized, "the session has ended")
+	}
+	return Identity{Workspace: ws, User: user, Session: session, Role: role.String}, nil
 }
 
 // Confirm makes sure, in the work's transaction, that the sender still has the credential and the role that they were

@@ -1,118 +1,190 @@
 package store
 
 import (
-	"bytes"
 	"context"
-	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/lib/pq"
+	"github.com/jmoiron/sqlx"
 )
 
-// Submit accepts tasks (1..1000): they are durable when the transaction commits, all or none. It refuses with
-// BacklogFull when the workspace would have more tasks waiting than its plan allows; a used-up quota never refuses,
-// the tasks wait.
-func (w *Work) Submit(ctx context.Context, tasks []NewTask) ([]Task, error) {
-	n := len(tasks)
-	ids, agents, models, prompts := make([]uuid.UUID, n), make([]string, n), make([]string, n), make([]string, n)
-	inputs, metadata := make([]string, n), make([]string, n)
-	runAts, expireAts := make([]*string, n), make([]*string, n)
-	keys, users := make([]*string, n), make([]*string, n)
-	priorities, timeouts, attempts := make([]int64, n), make([]int64, n), make([]int64, n)
-	for i, t := range tasks {
-		ids[i], agents[i], models[i], prompts[i] = NewID(), t.Agent, t.Model, t.Prompt
-		inputs[i], metadata[i] = objectOr(t.Input), objectOr(t.Metadata)
-		priorities[i], timeouts[i], attempts[i] = int64(t.Priority), int64(t.TimeoutMS), int64(t.MaxAttempts)
-		runAts[i], expireAts[i] = textOfTime(t.RunAt), textOfTime(t.ExpiresAt)
-		keys[i], users[i] = textOf(t.APIKeyID), textOf(t.UserID)
-	}
-	var created []Task
-	// A run_at that has passed is now. The insert comes before the lock, which keeps the lock short; the lock's
-	// statement comes before settle looks for work, so no wake-up is lost.
-	err := w.tx.SelectContext(ctx, &created, `INSERT INTO tasks AS t (workspace_id, id, status, agent, model, prompt, input, metadata,
-			priority, timeout_ms, max_attempts, first_max_attempts, run_at, expires_at, api_key_id, created_by_user)
-		SELECT $1, v.id, CASE WHEN v.run_at > now() THEN 'scheduled' ELSE 'queued' END, v.agent, v.model, v.prompt,
-			v.input, v.metadata, v.priority, v.timeout_ms, v.max_attempts, v.max_attempts, v.run_at, v.expires_at, v.api_key_id, v.created_by_user
-		FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::jsonb[], $7::jsonb[], $8::smallint[], $9::int[], $10::int[],
-			$11::timestamptz[], $12::timestamptz[], $13::uuid[], $14::uuid[])
-			AS v (id, agent, model, prompt, input, metadata, priority, timeout_ms, max_attempts, run_at, expires_at, api_key_id, created_by_user)
-		RETURNING t.id, t.status, t.agent, t.model, t.prompt, t.input, t.metadata, t.priority, t.timeout_ms, t.max_attempts,
-			t.run_at, t.expires_at, t.created_at, t.api_key_id, t.created_by_user`,
-		w.Workspace, pq.Array(ids), pq.Array(agents), pq.Array(models), pq.Array(prompts), pq.Array(inputs), pq.Array(metadata),
-		pq.Array(priorities), pq.Array(timeouts), pq.Array(attempts), pq.Array(runAts), pq.Array(expireAts), pq.Array(keys), pq.Array(users))
-	if err != nil {
-		return nil, fmt.Errorf("insert tasks: %w", err)
-	}
-	slices.SortFunc(created, func(a, b Task) int { return bytes.Compare(a.ID[:], b.ID[:]) }) // the order they were sent in
-	runnable := false
-	for _, t := range created {
-		runnable = runnable || t.Status == StatusQueued
-	}
-	return created, w.join(ctx, n, runnable)
-}
+// A submit is one call of the function submit_tasks (migration 00015), which inserts the tasks, joins the line under the
+// load row's lock, issues the turn that is due and says what the tasks wait for. Alone it is one round trip and its own
+// transaction; with an idempotency key it is a part of Work's.
 
-// join adds n tasks to those waiting and puts the workspace in line when it may run one.
-func (w *Work) join(ctx context.Context, n int, runnable bool) error {
-	var l load
-	err := w.tx.GetContext(ctx, &l, `UPDATE workspace_load w SET waiting = waiting + $2
-		WHERE workspace_id = $1 AND waiting + $2 <= max_waiting RETURNING `+loadColumns, w.Workspace, n)
-	if err != nil {
-		if errors.Is(err, sql.ErrNoRows) {
-			return w.notJoined(ctx)
+// UnknownAgents refuses a submit whose tasks name agents that the workspace does not have.
+type UnknownAgents []string
+
+func (u UnknownAgents) Error() string { return "no agent is called " + strings.Join(u, ", ") }
+
+// Submit accepts tasks (1..1000): they are durable when it returns, all or none. It refuses with BacklogFull when the
+// workspace would have more tasks waiting than its plan allows, and with UnknownAgents; a used-up quota never refuses, the
+// tasks wait. The views are in the order of the tasks, as they are at this moment; the turns go to Redis.
+func (a *API) Submit(ctx context.Context, ws uuid.UUID, tasks []NewTask) (views []TaskView, turns []Turn, err error) {
+	for try := 0; ; try++ {
+		views, turns, err = submit(ctx, a.db, ws, tasks)
+		if err == nil || try == 2 || !isConcurrency(err) {
+			return views, turns, err
 		}
-		return fmt.Errorf("join the line: %w", err)
 	}
-	if !runnable || l.Turn != nil || l.Paused != nil {
-		return nil
-	}
-	return w.settle(ctx, &l)
 }
 
-// notJoined says why tasks may not join the line. A workspace that is leaving lets the API's role change nothing (see
-// migration 00006).
-func (w *Work) notJoined(ctx context.Context) error {
-	var leaving bool
-	if err := w.tx.GetContext(ctx, &leaving, `SELECT leaving FROM workspace_load WHERE workspace_id = $1`, w.Workspace); err != nil {
-		return noRows(fmt.Errorf("read load row: %w", err), "workspace")
-	}
-	if leaving {
+// Submit is API.Submit in w's transaction.
+func (w *Work) Submit(ctx context.Context, tasks []NewTask) ([]TaskView, error) {
+	views, turns, err := submit(ctx, w.tx, w.Workspace, tasks)
+	w.turns = append(w.turns, turns...)
+	return views, err
+}
+
+// submitted is what submit_tasks answers.
+type submitted struct {
+	Refused string        `json:"refused"`
+	Unknown []string      `json:"unknown"`
+	Created time.Time     `json:"created"`
+	Reason  string        `json:"reason"` // empty when none is in line
+	Ahead   []int         `json:"ahead"`
+	Turn    uuid.NullUUID `json:"turn"`
+	Queue   string        `json:"queue"`
+}
+
+// refusal is the error that refused stands for.
+func (s *submitted) refusal() error {
+	switch s.Refused {
+	case "agents":
+		return UnknownAgents(s.Unknown)
+	case "backlog":
+		return errBacklogFull()
+	case "leaving":
 		return errGone
+	case "absent":
+		return refuse(NotFound, "no such workspace")
 	}
-	return errBacklogFull()
+	return nil
+}
+
+// submit is one statement, in a transaction of its own unless db is one.
+func submit(ctx context.Context, db sqlx.QueryerContext, ws uuid.UUID, tasks []NewTask) ([]TaskView, []Turn, error) {
+	ids := make([]uuid.UUID, len(tasks))
+	for i := range ids {
+		ids[i] = NewID() // growing: the order they were sent in
+	}
+	levels := levelsOf(tasks)
+	var raw []byte
+	err := sqlx.GetContext(ctx, db, &raw, `SELECT submit_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
+		submitArgs(ws, ids, tasks, levels)...)
+	if err != nil {
+		return nil, nil, fmt.Errorf("submit tasks: %w", err)
+	}
+	var s submitted
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return nil, nil, fmt.Errorf("read what was submitted: %w", err)
+	}
+	if err := s.refusal(); err != nil {
+		return nil, nil, err
+	}
+	var turns []Turn
+	if s.Turn.Valid {
+		turns = []Turn{{Workspace: ws, ID: s.Turn.UUID, Queue: s.Queue, IssuedAt: s.Created}}
+	}
+	return s.views(ids, tasks, levels), turns, nil
+}
+
+// levelsOf lists the priorities of tasks, each once.
+func levelsOf(tasks []NewTask) []int64 {
+	levels := make([]int64, 0, 1)
+	for _, t := range tasks {
+		if !slices.Contains(levels, int64(t.Priority)) {
+			levels = append(levels, int64(t.Priority))
+		}
+	}
+	return levels
+}
+
+func submitArgs(ws uuid.UUID, ids []uuid.UUID, tasks []NewTask, levels []int64) []any {
+	n := len(tasks)
+	agents, models, prompts := make([]string, n), make([]string, n), make([]string, n)
+	inputs, metadata := make([][]byte, n), make([][]byte, n)
+	priorities, timeouts, attempts := make([]int64, n), make([]int64, n), make([]int64, n)
+	runAts, expires := make([]*time.Time, n), make([]*time.Time, n)
+	keys, users := make([]*uuid.UUID, n), make([]*uuid.UUID, n)
+	var own []string
+	for i := range tasks {
+		t := &tasks[i]
+		agents[i], models[i], prompts[i], inputs[i], metadata[i] = t.Agent, t.Model, t.Prompt, objectOr(t.Input), objectOr(t.Metadata)
+		priorities[i], timeouts[i], attempts[i] = int64(t.Priority), int64(t.TimeoutMS), int64(t.MaxAttempts)
+		runAts[i], expires[i] = t.RunAt, t.ExpiresAt
+		if t.APIKeyID.Valid {
+			keys[i] = &t.APIKeyID.UUID
+		}
+		if t.UserID.Valid {
+			users[i] = &t.UserID.UUID
+		}
+		if _, builtin := BuiltinAgent(t.Agent); !builtin && !slices.Contains(own, t.Agent) {
+			own = append(own, t.Agent)
+		}
+	}
+	return []any{ws, uuids(ids), texts(agents), texts(models), texts(prompts), jsonbs(inputs), jsonbs(metadata), bigints(priorities),
+		bigints(timeouts), bigints(attempts), times(runAts), times(expires), nullUUIDs(keys), nullUUIDs(users), texts(own), bigints(levels)}
+}
+
+// views are the tasks as they were accepted, with what they wait for: each after its elders of the same priority.
+func (s *submitted) views(ids []uuid.UUID, tasks []NewTask, levels []int64) []TaskView {
+	views := make([]TaskView, len(tasks))
+	mine := make(map[int]int, len(levels)) // in line, by priority
+	for i, t := range tasks {
+		v := &views[i]
+		v.Task = Task{ID: ids[i], Status: StatusQueued, Agent: t.Agent, Model: t.Model, Prompt: t.Prompt, Input: objectOr(t.Input),
+			Metadata: objectOr(t.Metadata), APIKeyID: t.APIKeyID, UserID: t.UserID, Priority: t.Priority, TimeoutMS: t.TimeoutMS,
+			MaxAttempts: t.MaxAttempts, RunAt: microseconds(t.RunAt), CreatedAt: s.Created, ExpiresAt: microseconds(t.ExpiresAt)}
+		if v.RunAt != nil && v.RunAt.After(s.Created) {
+			v.Status, v.Waiting = StatusScheduled, &Waiting{Reason: WaitScheduled}
+			continue
+		}
+		mine[t.Priority]++
+	}
+	before := make(map[int]int, len(levels)) // of these, same priority, earlier
+	for i := range views {
+		v := &views[i]
+		if v.Status != StatusQueued {
+			continue
+		}
+		ahead := s.Ahead[slices.Index(levels, int64(v.Priority))]
+		exact := ahead <= exactPositions
+		ahead += before[v.Priority]
+		for priority, n := range mine {
+			if priority > v.Priority {
+				ahead += n
+			}
+		}
+		before[v.Priority]++
+		v.Waiting = &Waiting{Reason: s.Reason}
+		v.Waiting.at(ahead, exact && ahead <= exactPositions)
+	}
+	return views
 }
 
 func errBacklogFull() error {
 	return refuse(BacklogFull, "the workspace has as many tasks waiting as its plan allows")
 }
 
-// textOf writes an id for an array parameter, nil for none.
-func textOf(id uuid.NullUUID) *string {
-	if !id.Valid {
-		return nil
-	}
-	text := id.UUID.String()
-	return &text
-}
-
-// textOfTime writes a time for an array parameter, nil for none.
-func textOfTime(at *time.Time) *string {
+// microseconds cuts a time to what the ledger keeps.
+func microseconds(at *time.Time) *time.Time {
 	if at == nil {
 		return nil
 	}
-	text := at.UTC().Format(time.RFC3339Nano)
-	return &text
+	cut := at.UTC().Truncate(time.Microsecond)
+	return &cut
 }
 
-func objectOr(raw json.RawMessage) string {
+func objectOr(raw json.RawMessage) json.RawMessage {
 	if len(raw) == 0 {
-		return "{}"
+		return json.RawMessage("{}")
 	}
-	return string(raw)
+	return raw
 }
 
 // settle settles a load row that this transaction has locked and keeps the turns for after the commit.

@@ -28,40 +28,36 @@ type TaskFilter struct {
 	Metadata      map[string]string
 }
 
+// taskQuery reads the task $2 of the workspace $1.
+const taskQuery = `SELECT ` + taskColumns + `, ` + waitingColumns + ` FROM ` + taskTables + ` WHERE t.workspace_id = $1 AND t.id = $2`
+
 // Task reads one task of the workspace.
 func (a *API) Task(ctx context.Context, ws, id uuid.UUID) (TaskView, error) {
-	var view TaskView
-	err := a.inWorkspace(ctx, ws, func(tx *sqlx.Tx) (err error) {
-		view, err = (&Work{Workspace: ws, tx: tx}).Task(ctx, id)
-		return err
-	})
-	return view, err
+	var row waitingRow
+	if err := a.readOne(ctx, ws, &row, taskQuery, ws, id); err != nil {
+		return TaskView{}, noRows(fmt.Errorf("read task: %w", err), "task")
+	}
+	return row.view(), nil
 }
 
 // Task reads one task as this transaction sees it.
 func (w *Work) Task(ctx context.Context, id uuid.UUID) (TaskView, error) {
-	var view TaskView
-	err := w.tx.GetContext(ctx, &view.Task, `SELECT `+taskColumns+` FROM `+taskTables+` WHERE t.workspace_id = $1 AND t.id = $2`, w.Workspace, id)
-	if err != nil {
-		return view, noRows(fmt.Errorf("read task: %w", err), "task")
+	var row waitingRow
+	if err := w.tx.GetContext(ctx, &row, taskQuery, w.Workspace, id); err != nil {
+		return TaskView{}, noRows(fmt.Errorf("read task: %w", err), "task")
 	}
-	views := []TaskView{view}
-	if err := w.explain(ctx, nil, views); err != nil {
-		return view, err
-	}
-	return views[0], nil
+	return row.view(), nil
 }
 
 // TaskStatus reads only a task's status: what a client that waits for the end costs per look.
 func (a *API) TaskStatus(ctx context.Context, ws, id uuid.UUID) (string, error) {
-	var status string
-	err := a.inWorkspace(ctx, ws, func(tx *sqlx.Tx) error {
-		return tx.GetContext(ctx, &status, `SELECT status FROM tasks WHERE workspace_id = $1 AND id = $2`, ws, id)
-	})
-	if err != nil {
+	var row struct {
+		Status string `db:"status"`
+	}
+	if err := a.readOne(ctx, ws, &row, `SELECT status FROM tasks WHERE workspace_id = $1 AND id = $2`, ws, id); err != nil {
 		return "", noRows(fmt.Errorf("read task status: %w", err), "task")
 	}
-	return status, nil
+	return row.Status, nil
 }
 
 // Tasks lists the workspace's tasks, newest first, those below the id before (uuid.Nil: from the start).
@@ -73,15 +69,15 @@ func (a *API) Tasks(ctx context.Context, ws uuid.UUID, f TaskFilter, before uuid
 	views := []TaskView{}
 	err := a.inWorkspace(ctx, ws, func(tx *sqlx.Tx) error {
 		w := &Work{Workspace: ws, tx: tx}
-		l, err := w.readLoad(ctx)
-		if err != nil {
-			return err
+		var waiting int
+		if err := tx.GetContext(ctx, &waiting, `SELECT waiting FROM workspace_load WHERE workspace_id = $1`, ws); err != nil {
+			return noRows(fmt.Errorf("read load row: %w", err), "workspace")
 		}
-		query, args := f.query(ws, before, limit, l.Waiting)
+		query, args := f.query(ws, before, limit, waiting)
 		if err := tx.SelectContext(ctx, &views, query, args...); err != nil {
 			return fmt.Errorf("list tasks: %w", err)
 		}
-		return w.explain(ctx, l, views)
+		return w.explain(ctx, views)
 	})
 	return views, err
 }

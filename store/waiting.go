@@ -2,10 +2,10 @@ package store
 
 import (
 	"context"
-	"encoding/json"
+	"database/sql"
 	"fmt"
 
-	"github.com/google/uuid"
+	"github.com/lib/pq"
 )
 
 // Waiting says why a task is not running.
@@ -16,7 +16,8 @@ type Waiting struct {
 	InLine   bool   // it has a position
 }
 
-// The reasons, in the order in which they are given when several hold.
+// The reasons, in the order in which they are given when several hold; those of a task in line come from the function
+// waiting_reason (migration 00015), by the rules of load.hasRoom and load.admits.
 const (
 	WaitScheduled    = "scheduled"        // its time has not come
 	WaitIsolated     = "isolated"         // it was running in crashes: it waits, and then runs in a process of its own
@@ -31,93 +32,90 @@ const (
 // exactPositions is up to where a position is exact; beyond, it is only said to be at least this.
 const exactPositions = 1000
 
-// headLimit stands in the statements as a literal: as a parameter the planner would not know that it is small.
-const headLimit = `LIMIT 1001`
-
-// loadReading is the load row and what its workspace runs, in one statement.
-var loadReading = `SELECT ` + loadColumns + `, r.running AS now_running, r.reserved AS now_reserved, (` + openCost("w.workspace_id") + `) AS now_open
-	FROM workspace_load w
-	CROSS JOIN LATERAL (SELECT count(*) AS running, coalesce(sum(reserved_ms), 0)::bigint AS reserved
-		FROM leases l WHERE l.workspace_id = w.workspace_id) r`
-
-// loadRow is scanned from loadReading.
-type loadRow struct {
-	load
-	Running  int   `db:"now_running"`
-	Reserved int64 `db:"now_reserved"`
-	Open     int64 `db:"now_open"`
-
-	// Of Outlook alone.
-	Head           string `db:"head"`
-	FirstPriority  int    `db:"first_priority"`
-	FirstTimeoutMS int    `db:"first_timeout_ms"`
-	FirstNeeds     int64  `db:"first_needs_microusd"`
-}
-
-func (r *loadRow) with() *load {
-	r.running, r.reserved, r.open = r.Running, r.Reserved, r.Open
-	return &r.load
-}
-
 // readLoad reads the load row without locking it, with what runs: good enough to tell a reader, never to decide.
 func (w *Work) readLoad(ctx context.Context) (*load, error) {
-	var row loadRow
-	err := w.tx.GetContext(ctx, &row, loadReading+` WHERE w.workspace_id = $1`, w.Workspace)
+	var row struct {
+		load
+		Running  int   `db:"now_running"`
+		Reserved int64 `db:"now_reserved"`
+		Open     int64 `db:"now_open"`
+	}
+	err := w.tx.GetContext(ctx, &row, `SELECT `+loadColumns+`, r.running AS now_running, r.reserved AS now_reserved, (`+openCost("w.workspace_id")+`) AS now_open
+		FROM workspace_load w
+		CROSS JOIN LATERAL (SELECT count(*) AS running, coalesce(sum(reserved_ms), 0)::bigint AS reserved
+			FROM leases l WHERE l.workspace_id = w.workspace_id) r
+		WHERE w.workspace_id = $1`, w.Workspace)
 	if err != nil {
 		return nil, noRows(fmt.Errorf("read load row: %w", err), "workspace")
 	}
-	return row.with(), nil
+	row.running, row.reserved, row.open = row.Running, row.Reserved, row.Open
+	return &row.load, nil
 }
 
-// explain fills in Waiting of those tasks that wait. l is read when it is nil and needed.
-func (w *Work) explain(ctx context.Context, l *load, views []TaskView) (err error) {
-	var positions map[uuid.UUID]int
-	var head *runnable
+// waitingColumns are why a task in line is not running and how many run before it, of tasks t LEFT JOIN leases l; NULL
+// unless it is in line. The functions are those of migration 00015.
+const waitingColumns = `CASE WHEN l.id IS NULL AND t.status = 'queued' THEN waiting_reason(t.workspace_id) END AS waiting_reason,
+	CASE WHEN l.id IS NULL AND t.status = 'queued' THEN line_position(t.workspace_id, t.id, t.priority) END AS waiting_position`
+
+// waitingRow is a task with waitingColumns.
+type waitingRow struct {
+	Task
+	Reason   sql.NullString `db:"waiting_reason"`
+	Position sql.NullInt64  `db:"waiting_position"`
+}
+
+func (r *waitingRow) view() TaskView {
+	v := TaskView{Task: r.Task, Waiting: r.waitsForTime()}
+	if r.Reason.Valid {
+		v.Waiting = &Waiting{Reason: r.Reason.String}
+		v.Waiting.at(int(r.Position.Int64), r.Position.Int64 <= exactPositions)
+	}
+	return v
+}
+
+// waitsForTime is the Waiting of a scheduled task, nil for others.
+func (t *Task) waitsForTime() *Waiting {
+	switch {
+	case t.Status != StatusScheduled:
+		return nil
+	case t.Crashes >= suspectCrashes:
+		return &Waiting{Reason: WaitIsolated}
+	case t.Attempt+t.Crashes > 0:
+		return &Waiting{Reason: WaitRetryBackoff}
+	}
+	return &Waiting{Reason: WaitScheduled}
+}
+
+// explain fills in Waiting of those tasks of a list that wait: one look at the line for all of them.
+func (w *Work) explain(ctx context.Context, views []TaskView) error {
+	var line struct {
+		Reason sql.NullString `db:"reason"`
+		IDs    pq.StringArray `db:"ids"` // of the first in line, as many as have exact positions
+	}
+	var positions map[string]int
 	for i := range views {
 		t := &views[i]
-		if t.Status != StatusQueued && t.Status != StatusScheduled {
+		t.Waiting = t.waitsForTime()
+		if t.Status != StatusQueued {
 			continue
 		}
-		if l == nil {
-			if l, err = w.readLoad(ctx); err != nil {
-				return err
+		if positions == nil {
+			err := w.tx.GetContext(ctx, &line, `SELECT waiting_reason($1) AS reason, ARRAY(SELECT t.id FROM tasks t WHERE t.workspace_id = $1
+				AND t.status = 'queued' AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = $1 AND l.task_id = t.id)
+				ORDER BY t.priority DESC, t.id LIMIT 1001) AS ids`, w.Workspace)
+			if err != nil {
+				return fmt.Errorf("read head of line: %w", err)
+			}
+			positions = make(map[string]int, len(line.IDs))
+			for position, id := range line.IDs {
+				positions[id] = position
 			}
 		}
-		if t.Status == StatusQueued && positions == nil {
-			if positions, head, err = w.headOfLine(ctx); err != nil {
-				return err
-			}
-		}
-		t.Waiting = l.waitingOf(t.Status, head, t.Attempt+t.Crashes > 0)
-		if t.Status == StatusScheduled && t.Crashes >= suspectCrashes {
-			t.Waiting = &Waiting{Reason: WaitIsolated}
-		}
-		if t.Status == StatusQueued {
-			position, exact := positions[t.ID]
-			t.Waiting.at(position, exact)
-		}
+		t.Waiting = &Waiting{Reason: line.Reason.String}
+		position, exact := positions[t.ID.String()]
+		t.Waiting.at(position, exact)
 	}
 	return nil
-}
-
-// waitingOf names the reason why a task waits. What keeps the first in line from running keeps all behind it too; nil:
-// there is none any more.
-func (l *load) waitingOf(status string, head *runnable, tried bool) *Waiting {
-	switch {
-	case status == StatusScheduled && tried:
-		return &Waiting{Reason: WaitRetryBackoff}
-	case status == StatusScheduled:
-		return &Waiting{Reason: WaitScheduled}
-	case l.Paused != nil:
-		return &Waiting{Reason: WaitPaused}
-	case head != nil && l.reservation(head.TimeoutMS) == 0:
-		return &Waiting{Reason: WaitQuota}
-	case head != nil && !l.affords(head.Needs):
-		return &Waiting{Reason: WaitBudget}
-	case l.running >= l.Cap:
-		return &Waiting{Reason: WaitCap}
-	}
-	return &Waiting{Reason: WaitInLine}
 }
 
 // at sets the position, or that it lies beyond the exact ones.
@@ -126,100 +124,4 @@ func (w *Waiting) at(position int, exact bool) {
 	if !exact {
 		w.Position = exactPositions
 	}
-}
-
-// headOfLine reads the positions of the first tasks in line, as many as are told exactly (index tasks_line, in order), and
-// the very first.
-func (w *Work) headOfLine(ctx context.Context) (positions map[uuid.UUID]int, head *runnable, err error) {
-	var line []runnable
-	err = w.tx.SelectContext(ctx, &line, `SELECT t.id, t.timeout_ms, t.needs_microusd FROM tasks t WHERE t.workspace_id = $1 AND t.status = 'queued'
-			AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = $1 AND l.task_id = t.id)
-		ORDER BY t.priority DESC, t.id `+headLimit, w.Workspace)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read head of line: %w", err)
-	}
-	positions = make(map[uuid.UUID]int, len(line))
-	for i, r := range line {
-		positions[r.Task] = i
-	}
-	if len(line) > 0 {
-		head = &line[0]
-	}
-	return positions, head, nil
-}
-
-// Outlook foresees what tasks that are about to be submitted will wait for. It is read before the submit, because
-// after it the load row is locked and every further statement would hold up the workspace's other requests.
-type Outlook struct {
-	load          *load
-	first         *runnable // in line; nil for none
-	firstPriority int
-	byPriority    map[int]int // queued tasks at the head of the line
-	beyond        bool        // there are more than byPriority counts
-	lowest        int         // priority that byPriority reaches down to, when beyond
-}
-
-// Outlook reads the workspace's line, in one statement.
-func (w *Work) Outlook(ctx context.Context) (*Outlook, error) {
-	var row loadRow
-	const inLine = `FROM tasks t WHERE t.workspace_id = $1 AND t.status = 'queued'
-		AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = $1 AND l.task_id = t.id) ORDER BY t.priority DESC, t.id `
-	err := w.tx.GetContext(ctx, &row, `SELECT reading.*, head.counts AS head, coalesce(first.priority, 0) AS first_priority,
-			coalesce(first.timeout_ms, 0) AS first_timeout_ms, coalesce(first.needs_microusd, 0) AS first_needs_microusd
-		FROM (`+loadReading+` WHERE w.workspace_id = $1) reading
-		CROSS JOIN LATERAL (SELECT coalesce(json_object_agg(priority, n), '{}')::text AS counts FROM (
-			SELECT priority, count(*) AS n FROM (SELECT t.priority `+inLine+headLimit+`) first GROUP BY priority) grouped) head
-		LEFT JOIN LATERAL (SELECT t.priority, t.timeout_ms, t.needs_microusd `+inLine+`LIMIT 1) first ON true`, w.Workspace)
-	if err != nil {
-		return nil, noRows(fmt.Errorf("read line: %w", err), "workspace")
-	}
-	o := &Outlook{load: row.with(), lowest: MaxPriority}
-	if err := json.Unmarshal([]byte(row.Head), &o.byPriority); err != nil {
-		return nil, fmt.Errorf("read line: %w", err)
-	}
-	if len(o.byPriority) > 0 {
-		o.first, o.firstPriority = &runnable{TimeoutMS: row.FirstTimeoutMS, Needs: row.FirstNeeds}, row.FirstPriority
-	}
-	total := 0
-	for priority, n := range o.byPriority {
-		total, o.lowest = total+n, min(o.lowest, priority)
-	}
-	o.beyond = total > exactPositions
-	return o, nil
-}
-
-// ExplainAll says what the tasks of one submit (in its order) wait for, each after its elders of the same priority.
-func (o *Outlook) ExplainAll(created []Task) []TaskView {
-	views := make([]TaskView, len(created))
-	mine := make(map[int]int, 1) // of this batch, by priority
-	head, priority := o.first, o.firstPriority
-	for _, t := range created {
-		if t.Status == StatusQueued {
-			mine[t.Priority]++
-			if head == nil || t.Priority > priority {
-				head, priority = &runnable{TimeoutMS: t.TimeoutMS}, t.Priority
-			}
-		}
-	}
-	before := make(map[int]int, len(mine)) // of this batch, same priority, earlier
-	for i, t := range created {
-		views[i] = TaskView{Task: t, Waiting: o.load.waitingOf(t.Status, head, false)}
-		if t.Status != StatusQueued {
-			continue
-		}
-		ahead := before[t.Priority]
-		for priority, n := range mine {
-			if priority > t.Priority {
-				ahead += n
-			}
-		}
-		for priority, n := range o.byPriority {
-			if priority >= t.Priority {
-				ahead += n
-			}
-		}
-		before[t.Priority]++
-		views[i].Waiting.at(ahead, ahead <= exactPositions && (!o.beyond || t.Priority > o.lowest))
-	}
-	return views
 }

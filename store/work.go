@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"github.com/google/uuid"
@@ -91,30 +90,24 @@ func (a *API) Do(ctx context.Context, scope Scope, key *IdempotencyKey, fn func(
 // claimKey returns the earlier answer to the key, or nil when this request is the first.
 //
 // The advisory lock ends with the transaction: a second request sees that the first is in flight instead of
-// waiting for it, and a first that dies leaves nothing behind.
+// waiting for it, and a first that dies leaves nothing behind. One statement (function claim_key, migration 00015).
 func (w *Work) claimKey(ctx context.Context, key *IdempotencyKey) (*Answer, error) {
-	var free bool
-	err := w.tx.GetContext(ctx, &free, `SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))`,
-		fmt.Sprintf("idempotency %s %s %s", w.Workspace, key.Route, key.Key))
-	if err != nil {
-		return nil, fmt.Errorf("lock idempotency key: %w", err)
+	var row struct {
+		Free     bool           `db:"free"`
+		BodyHash []byte         `db:"body_hash"`
+		Status   *int           `db:"status"` // nil: the key is new
+		Headers  sql.NullString `db:"headers"`
+		Response []byte         `db:"response"`
 	}
-	if !free {
+	err := w.tx.GetContext(ctx, &row, `SELECT free, body_hash, status, headers, response FROM claim_key($1, $2, $3)`, w.Workspace, key.Route, key.Key)
+	if err != nil {
+		return nil, fmt.Errorf("claim idempotency key: %w", err)
+	}
+	if !row.Free {
 		return nil, refuse(InFlight, "a request with this Idempotency-Key is still running")
 	}
-	var row struct {
-		BodyHash []byte `db:"body_hash"`
-		Status   int    `db:"status"`
-		Headers  string `db:"headers"`
-		Response []byte `db:"response"`
-	}
-	err = w.tx.GetContext(ctx, &row, `SELECT body_hash, status, headers, response FROM idempotency_keys
-		WHERE workspace_id = $1 AND route = $2 AND key = $3`, w.Workspace, key.Route, key.Key)
-	if errors.Is(err, sql.ErrNoRows) {
+	if row.Status == nil {
 		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read idempotency key: %w", err)
 	}
 	if string(row.BodyHash) != string(key.BodyHash[:]) {
 		return nil, refuse(KeyReused, "this Idempotency-Key was used with another body")
@@ -122,8 +115,8 @@ func (w *Work) claimKey(ctx context.Context, key *IdempotencyKey) (*Answer, erro
 	if row.Response == nil {
 		return nil, refuse(Conflict, "a request with this Idempotency-Key has already succeeded; its answer held a credential and was not kept, or was erased")
 	}
-	answer := Answer{Status: row.Status, Body: row.Response}
-	if err := json.Unmarshal([]byte(row.Headers), &answer.Headers); err != nil {
+	answer := Answer{Status: *row.Status, Body: row.Response}
+	if err := json.Unmarshal([]byte(row.Headers.String), &answer.Headers); err != nil {
 		return nil, fmt.Errorf("read idempotency key's headers: %w", err)
 	}
 	return &answer, nil
