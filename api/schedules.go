@@ -143,7 +143,7 @@ func (s *Server) createSchedule(q *request) (answer, error) {
 
 // maySend refuses a task that could not be submitted now.
 func (s *Server) maySend(q *request, w *store.Work, t *taskTemplate) error {
-	if err := s.mayRun(q, w, t.Model); err != nil {
+	if err := s.mayRun(q, w.Allowance, t.Model); err != nil {
 		return err
 	}
 	unknown, err := w.UnknownAgents(q.ctx, []string{t.Agent})

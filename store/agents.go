@@ -3,10 +3,12 @@ package store
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
 )
 
 // Agent is a persona that runs tasks: what the model is told, and which model it prefers.
@@ -56,4 +58,27 @@ func (a *API) Agents(ctx context.Context, ws uuid.UUID) ([]Agent, error) {
 		return nil, fmt.Errorf("list agents: %w", err)
 	}
 	return append(slices.Clone(BuiltinAgents), own...), nil
+}
+
+// UnknownAgents returns which of the names no agent of the workspace has.
+func (w *Work) UnknownAgents(ctx context.Context, names []string) (map[string]bool, error) {
+	unknown := map[string]bool{}
+	for _, name := range names {
+		if _, ok := BuiltinAgent(name); !ok {
+			unknown[name] = true
+		}
+	}
+	if len(unknown) == 0 {
+		return nil, nil
+	}
+	var own []string
+	err := w.tx.SelectContext(ctx, &own, `SELECT name FROM agents WHERE workspace_id = $1 AND name = ANY($2)`,
+		w.Workspace, pq.Array(slices.Collect(maps.Keys(unknown))))
+	if err != nil {
+		return nil, fmt.Errorf("look up agents: %w", err)
+	}
+	for _, name := range own {
+		delete(unknown, name)
+	}
+	return unknown, nil
 }

@@ -114,3 +114,21 @@ func dates(list []time.Time) array {
 		return binary.BigEndian.AppendUint32(b, uint32(int32(list[i].Sub(epoch)/(24*time.Hour)))), false
 	}}
 }
+
+// textOf writes an id for an array parameter of pq's, nil for none.
+func textOf(id uuid.NullUUID) *string {
+	if !id.Valid {
+		return nil
+	}
+	text := id.UUID.String()
+	return &text
+}
+
+// textOfTime writes a time for an array parameter of pq's, nil for none.
+func textOfTime(at *time.Time) *string {
+	if at == nil {
+		return nil
+	}
+	text := at.UTC().Format(time.RFC3339Nano)
+	return &text
+}
