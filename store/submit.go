@@ -114,7 +114,7 @@ func submitArgs(ws uuid.UUID, ids []uuid.UUID, tasks []NewTask, levels []int64) 
 	var own []string
 	for i := range tasks {
 		t := &tasks[i]
-		agents[i], models[i], prompts[i], inputs[i], metadata[i] = t.Agent, t.Model, t.Prompt, objectOr(t.Input), objectOr(t.Metadata)
+		agents[i], models[i], prompts[i], inputs[i], metadata[i] = t.Agent, t.Model, t.Prompt, []byte(objectOr(t.Input)), []byte(objectOr(t.Metadata))
 		priorities[i], timeouts[i], attempts[i] = int64(t.Priority), int64(t.TimeoutMS), int64(t.MaxAttempts)
 		runAts[i], expires[i] = t.RunAt, t.ExpiresAt
 		if t.APIKeyID.Valid {
@@ -137,8 +137,8 @@ func (s *submitted) views(ids []uuid.UUID, tasks []NewTask, levels []int64) []Ta
 	mine := make(map[int]int, len(levels)) // in line, by priority
 	for i, t := range tasks {
 		v := &views[i]
-		v.Task = Task{ID: ids[i], Status: StatusQueued, Agent: t.Agent, Model: t.Model, Prompt: t.Prompt, Input: objectOr(t.Input),
-			Metadata: objectOr(t.Metadata), APIKeyID: t.APIKeyID, UserID: t.UserID, Priority: t.Priority, TimeoutMS: t.TimeoutMS,
+		v.Task = Task{ID: ids[i], Status: StatusQueued, Agent: t.Agent, Model: t.Model, Prompt: t.Prompt, Input: json.RawMessage(objectOr(t.Input)),
+			Metadata: json.RawMessage(objectOr(t.Metadata)), APIKeyID: t.APIKeyID, UserID: t.UserID, Priority: t.Priority, TimeoutMS: t.TimeoutMS,
 			MaxAttempts: t.MaxAttempts, RunAt: microseconds(t.RunAt), CreatedAt: s.Created, ExpiresAt: microseconds(t.ExpiresAt)}
 		if v.RunAt != nil && v.RunAt.After(s.Created) {
 			v.Status, v.Waiting = StatusScheduled, &Waiting{Reason: WaitScheduled}
@@ -180,11 +180,11 @@ func microseconds(at *time.Time) *time.Time {
 	return &cut
 }
 
-func objectOr(raw json.RawMessage) json.RawMessage {
+func objectOr(raw json.RawMessage) string {
 	if len(raw) == 0 {
-		return json.RawMessage("{}")
+		return "{}"
 	}
-	return raw
+	return string(raw)
 }
 
 // settle settles a load row that this transaction has locked and keeps the turns for after the commit.
