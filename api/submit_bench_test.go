@@ -31,7 +31,8 @@ import (
 // limits lifted, against servers of its own that keep their commits (fsync on), with everything that a process of the API has:
 // rate limits in Redis, the enqueuer, the access log. It prints requests per second, waits, and for each request the processor time
 // of this process (API and client), of Postgres and of Redis, the statements and the commits. Run it with -benchtime 1x; what client
-// and HTTP cost alone is its first line.
+// and HTTP cost alone is its first line. CASE=word runs only the cases whose names have it, CONNS=n sets the connections, STATEMENTS=1 prints the
+// statements that took longest, TRACK=all those inside functions too.
 func BenchmarkOverHTTP(b *testing.B) {
 	const workspaces = 200
 	connections := 64
