@@ -55,7 +55,22 @@ var canaryBodies = map[string]func(r *rand.Rand, z *zoo, a *animal) any{
 		return map[string]any{"email": fmt.Sprintf("i%d-%s@example.com", r.IntN(1e6), a.word), "role": "viewer"}
 	},
 	"DELETE /v1/invitations/{id}": nil,
-	"POST /v1/tasks":              func(r *rand.Rand, z *zoo, a *animal) any { return canaryTask(r, a) },
+	// Each endpoint bears its workspace's word; who answers there looks for others.
+	"POST /v1/webhooks": func(r *rand.Rand, z *zoo, a *animal) any {
+		return map[string]any{"url": z.hooks + "/" + a.word, "description": a.word}
+	},
+	"PATCH /v1/webhooks/{id}": func(r *rand.Rand, z *zoo, a *animal) any {
+		return map[string]any{"url": z.hooks + "/" + a.word, "enabled": true}
+	},
+	"DELETE /v1/webhooks/{id}":      nil,
+	"POST /v1/webhooks/{id}/rotate": func(r *rand.Rand, z *zoo, a *animal) any { return map[string]any{"overlap_seconds": 0} },
+	"POST /v1/webhooks/{id}/test":   nil,
+	"POST /v1/webhooks/{id}/deliveries/replay": func(r *rand.Rand, z *zoo, a *animal) any {
+		return map[string]any{"since": "2026-01-01T00:00:00Z", "status": "succeeded"}
+	},
+	"POST /v1/webhooks/{id}/deliveries/{delivery_id}/replay": nil,
+
+	"POST /v1/tasks": func(r *rand.Rand, z *zoo, a *animal) any { return canaryTask(r, a) },
 	"POST /v1/tasks/batch": func(r *rand.Rand, z *zoo, a *animal) any {
 		return map[string]any{"tasks": []any{canaryTask(r, a), canaryTask(r, a)}}
 	},

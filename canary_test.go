@@ -9,8 +9,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
 	"net/url"
 	"os"
 	"regexp"
@@ -35,6 +33,7 @@ func TestCanaries(t *testing.T) {
 	z := &zoo{stack: s, ids: map[string][]string{}, statuses: map[int]int{}, answers: map[string]map[int]int{}}
 	s.vars["LOG_LEVEL"] = "debug"
 	s.vars["OPENAI_BASE_URL"] = z.watchModels(t) + "/v1"
+	z.hooks = z.watchHooks(t)
 	s.start("api", "api")
 	s.start("worker", "worker")
 	s.start("scheduler", "scheduler")
@@ -63,7 +62,7 @@ func TestCanaries(t *testing.T) {
 	s.awaitAll(120 * time.Second)
 
 	s.awaitAll(120 * time.Second)
-	if z.modelCalls == 0 || z.own < operations/20 || z.statuses[200] == 0 || z.statuses[202] == 0 || z.statuses[404] == 0 || z.statuses[422] == 0 {
+	if z.modelCalls == 0 || z.hookCalls == 0 || z.own < operations/20 || z.statuses[200] == 0 || z.statuses[202] == 0 || z.statuses[404] == 0 || z.statuses[422] == 0 {
 		t.Errorf("the run was too tame: %d model calls, %d answers with the asker's own word, answers by status %v", z.modelCalls, z.own, z.statuses)
 	}
 	extra := rand.New(rand.NewPCG(h, senders))
@@ -76,6 +75,10 @@ func TestCanaries(t *testing.T) {
 			a := z.animals[extra.IntN(len(z.animals))]
 			if p == "POST /v1/tasks/{id}/cancel" {
 				z.act(extra, "POST /v1/tasks", a)
+			}
+			if strings.HasPrefix(p, "POST /v1/webhooks/{id}/") && tries%20 == 0 {
+				z.act(extra, "POST /v1/webhooks", a)
+				z.act(extra, "POST /v1/webhooks/{id}/test", a)
 			}
 			z.act(extra, p, a)
 		}
@@ -97,6 +100,7 @@ func fnv64(s string) uint64 {
 type zoo struct {
 	*stack
 	animals []*animal
+	hooks   string // where the customers' webhooks are
 
 	mu         sync.Mutex
 	ids        map[string][]string // of all workspaces, by collection: everybody tries everybody's
@@ -105,6 +109,7 @@ type zoo struct {
 	statuses   map[int]int
 	answers    map[string]map[int]int // by route
 	modelCalls int
+	hookCalls  int
 	own        int // answers that hold the asking workspace's word: the control that words would be seen
 }
 
@@ -129,35 +134,7 @@ type animal struct {
 var canaryRefused = map[string]bool{"POST /v1/auth/email/verify": true, "POST /v1/auth/password/reset": true, "POST /v1/billing/webhook": true,
 	"POST /v1/auth/password": true, "DELETE /v1/workspace": true}
 
-var secretField = regexp.MustCompile(`"(key|token|access_token|refresh_token)":\s*"([^"]{20,})"`)
-
-// watchModels stands before the model server: one call must hold the words of one workspace.
-func (z *zoo) watchModels(t *testing.T) string {
-	target, err := url.Parse(strings.TrimSuffix(z.vars["OPENAI_BASE_URL"], "/v1"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy := httputil.NewSingleHostReverseProxy(target)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		raw, _ := io.ReadAll(r.Body)
-		r.Body = io.NopCloser(bytes.NewReader(raw))
-		var seen []string
-		for _, a := range z.animals {
-			if bytes.Contains(raw, []byte(a.word)) {
-				seen = append(seen, a.word)
-			}
-		}
-		z.mu.Lock()
-		z.modelCalls++
-		z.mu.Unlock()
-		if len(seen) > 1 {
-			t.Errorf("a model call holds the words of %d workspaces", len(seen))
-		}
-		proxy.ServeHTTP(w, r)
-	}))
-	t.Cleanup(server.Close)
-	return server.URL
-}
+var secretField = regexp.MustCompile(`"(key|token|access_token|refresh_token|secret)":\s*"([^"]{20,})"`)
 
 // published lists "METHOD /path" of OpenAPI; each must have an entry in the table of bodies or need none.
 func (z *zoo) published() []string {
@@ -258,15 +235,15 @@ func rubbish(r *rand.Rand) string {
 	return fmt.Sprintf("mst_live_%030d%06d", r.IntN(1e9), r.IntN(1e6))
 }
 
-var idField = regexp.MustCompile(`"(?:id|user_id)":\s*"((task|key|inv|usr|ses|agt|sched)_[0-9a-z]+)"`)
+var idField = regexp.MustCompile(`"(?:id|user_id)":\s*"((task|key|inv|usr|ses|agt|sched|wh|evt)_[0-9a-z]+)"`)
 var cursorField = regexp.MustCompile(`"next_cursor":\s*"([^"]+)"`)
 
-var collectionOf = map[string]string{"task": "tasks", "key": "api-keys", "inv": "invitations", "usr": "members", "ses": "sessions", "agt": "agents", "sched": "schedules"}
+var collectionOf = map[string]string{"task": "tasks", "key": "api-keys", "inv": "invitations", "usr": "members", "ses": "sessions", "agt": "agents", "sched": "schedules", "wh": "webhooks", "evt": "deliveries"}
 
 // act sends one operation as the workspace, or as nobody, and looks at what comes back.
 func (z *zoo) act(r *rand.Rand, pattern string, a *animal) {
 	method, path, _ := strings.Cut(pattern, " ")
-	if before, rest, ok := strings.Cut(path, "{"); ok {
+	for before, rest, ok := strings.Cut(path, "{"); ok; before, rest, ok = strings.Cut(path, "{") {
 		_, after, _ := strings.Cut(rest, "}")
 		path = before + z.id(r, a, before[strings.LastIndex(strings.TrimSuffix(before, "/"), "/")+1:len(before)-1]) + after
 	}

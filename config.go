@@ -65,6 +65,7 @@ type Config struct {
 	VerifiedEmail *bool               // workspaces whose plan says so need an owner with a proved address; nil: when SMTPURL is set
 	PlanModels    map[string][]string // by plan: the models it allows, instead of its own
 
+	Webhooks  Webhooks
 	Autoscale Autoscale
 
 	AuditHeadsDir string // where the scheduler writes the heads of the audit chains each night; empty: nowhere
@@ -85,7 +86,7 @@ type variable struct {
 	set      func(c *Config, value string) error
 }
 
-var variables = slices.Concat(processVariables, autoscaleVariables)
+var variables = slices.Concat(processVariables, webhookVariables, autoscaleVariables)
 
 var processVariables = []variable{
 	{"MUSTER_ENV", "development", "development or production", false, "production refuses weak secrets", oneOf(func(c *Config) *string { return &c.Env }, "development", "production")},
@@ -182,19 +183,9 @@ var processVariables = []variable{
 		return nil
 	}},
 	{"CORS_ORIGINS", "", "comma-separated origins such as https://app.example.com, without a path", false, "whose pages may use the API in a browser", corsOrigins},
-	{"TRUSTED_PROXIES", "", "comma-separated addresses or networks", false, "whose X-Forwarded-For, -Proto and -Host are believed", func(c *Config, v string) error {
-		for _, part := range strings.Split(v, ",") {
-			part = strings.TrimSpace(part)
-			prefix, err := netip.ParsePrefix(part)
-			if addr, addrErr := netip.ParseAddr(part); err != nil && addrErr == nil {
-				prefix, err = addr.Prefix(addr.BitLen())
-			}
-			if err != nil {
-				return errWrong
-			}
-			c.TrustedProxies = append(c.TrustedProxies, prefix)
-		}
-		return nil
+	{"TRUSTED_PROXIES", "", "comma-separated addresses or networks", false, "whose X-Forwarded-For, -Proto and -Host are believed", func(c *Config, v string) (err error) {
+		c.TrustedProxies, err = networks(v)
+		return err
 	}},
 }
 
@@ -297,6 +288,7 @@ func (c Config) weaknesses() (mistakes []string) {
 	if c.StripeSecretKey != "" && !billing.LiveKey(string(c.StripeSecretKey)) {
 		mistakes = append(mistakes, "STRIPE_SECRET_KEY is a test key or none of Stripe's; in production want sk_live_… or rk_live_…, or none")
 	}
+	mistakes = append(mistakes, c.Webhooks.weaknesses()...)
 	for _, origin := range c.CORSOrigins {
 		if strings.HasPrefix(origin, "http://") {
 			mistakes = append(mistakes, fmt.Sprintf("CORS_ORIGINS has %q; in production want https, or whoever is on the way can use the API as its user", origin))
@@ -431,7 +423,13 @@ func corsOrigins(c *Config, v string) error {
 	return nil
 }
 
-func signingKeys(c *Config, v string) error {
+func signingKeys(c *Config, v string) (err error) {
+	c.SigningKeys, err = secretKeysOf(v)
+	return err
+}
+
+// secretKeysOf reads keys of at least 32 bytes.
+func secretKeysOf(v string) (keys secretKeys, err error) {
 	for _, part := range strings.Split(v, ",") {
 		part = strings.TrimSpace(part)
 		key, err := hex.DecodeString(part)
@@ -441,9 +439,9 @@ func signingKeys(c *Config, v string) error {
 			}
 		}
 		if err != nil || len(key) < 32 {
-			return errWrong
+			return nil, errWrong
 		}
-		c.SigningKeys = append(c.SigningKeys, key)
+		keys = append(keys, key)
 	}
-	return nil
+	return keys, nil
 }

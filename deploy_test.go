@@ -14,6 +14,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/generic-corp/muster/api/ratelimit"
+	"github.com/generic-corp/muster/api/webhooks"
 	"github.com/generic-corp/muster/worker"
 	"github.com/generic-corp/muster/worker/autoscale"
 )
@@ -98,6 +99,7 @@ func exported(t *testing.T) map[string]bool {
 	worker.NewMetrics(reg)
 	newSchedulerMetrics(reg)
 	autoscale.NewMetrics(reg)
+	webhooks.NewMetrics(reg)
 	if _, err := ratelimit.New(ratelimit.Config{Redis: redis.NewClient(&redis.Options{}), Metrics: reg}); err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,10 @@ type postman interface {
 const bookingTime = 5 * time.Second
 
 // mailOnce sends what is due.
-func (s *scheduler) mailOnce(ctx context.Context) { s.part(ctx, "notice_mails", s.mailNotices) }
+func (s *scheduler) mailOnce(ctx context.Context) {
+	s.part(ctx, "notice_mails", s.mailNotices)
+	s.part(ctx, "webhook_letters", s.mailWebhookLetters)
+}
 
 // mailNotices ends at the first letter that may pass later: the server is in trouble, and each letter has its own backoff.
 func (s *scheduler) mailNotices(ctx context.Context) error {

@@ -32,14 +32,14 @@ func runPlans(_ context.Context, c *cli, args []string) error {
 		return printJSON(c.stdout, store.Plans)
 	}
 	tw := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "PLAN\tPRICE\tAGENT MIN\tAT ONCE\tWAITING\tREQUESTS/H\tUSERS\tSCHEDULES\tKEPT DAYS\tMODEL BUDGET\tEXPECTED COST")
+	fmt.Fprintln(tw, "PLAN\tPRICE\tAGENT MIN\tAT ONCE\tWAITING\tREQUESTS/H\tUSERS\tSCHEDULES\tWEBHOOKS\tKEPT DAYS\tMODEL BUDGET\tEXPECTED COST")
 	for _, p := range store.Plans {
 		users := fmt.Sprint(p.MaxUsers)
 		if p.MaxUsers == 0 {
 			users = "any"
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%d\t%d\t%s\t%d\t%d\t%s\t%s\n", p.ID, dollars(p.PriceCents*10_000), p.AgentMS/60_000, p.Concurrency, p.MaxWaiting,
-			p.RequestsPerHour, users, p.MaxSchedules, p.RetentionDays, dollars(p.ProviderBudgetMicroUSD), dollars(p.ExpectedCostMicroUSD))
+		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%d\t%d\t%s\t%d\t%d\t%d\t%s\t%s\n", p.ID, dollars(p.PriceCents*10_000), p.AgentMS/60_000, p.Concurrency, p.MaxWaiting,
+			p.RequestsPerHour, users, p.MaxSchedules, p.MaxWebhooks, p.RetentionDays, dollars(p.ProviderBudgetMicroUSD), dollars(p.ExpectedCostMicroUSD))
 	}
 	return tw.Flush()
 }

@@ -33,6 +33,7 @@ const (
 	apiConns       = 40
 	workerConns    = 16 // two lanes commit; the rest records provider calls
 	schedulerConns = 8
+	webhookConns   = 6 // of the scheduler besides, so that what is sent never keeps a sweep waiting
 )
 
 // openLedger opens the database and waits a little for it, so that processes may start in any order. A schema that is
@@ -121,7 +122,14 @@ func runAPI(ctx context.Context, c *cli, args []string) error {
 	if err != nil {
 		return err
 	}
-	server, err := api.New(api.Config{Mailer: mailer, VerifiedEmail: cfg.requiresVerifiedEmail(), StripeEvents: events, Store: ledger, Enqueuer: enqueuer{turns}, Canceler: canceler{rdb, log}, Redis: pinger{rdb},
+	keys, err := cfg.Webhooks.keys()
+	if err != nil {
+		return err
+	}
+	if !keys.Ready() {
+		log.Warn().Msg("WEBHOOK_KEYS is not set: customers cannot make webhooks")
+	}
+	server, err := api.New(api.Config{Webhooks: api.Webhooks{Keys: keys, Rules: cfg.Webhooks.rules()}, Mailer: mailer, VerifiedEmail: cfg.requiresVerifiedEmail(), StripeEvents: events, Store: ledger, Enqueuer: enqueuer{turns}, Canceler: canceler{rdb, log}, Redis: pinger{rdb},
 		RateLimits: limits, AddressFactor: addressFactor(cfg), SigningKeys: cfg.SigningKeys,
 		TrustedProxies: proxies, CORSOrigins: cfg.CORSOrigins, AppDomain: cfg.AppDomain, Production: cfg.Env == "production", Version: version(), Log: log})
 	if err != nil {
@@ -306,6 +314,12 @@ func runScheduler(ctx context.Context, c *cli, args []string) error {
 	if s.scaler, err = newScaler(cfg, system, reg, log); err != nil {
 		return err
 	}
+	hooks, closeHooks, err := newWebhookSender(ctx, cfg, reg, log)
+	if err != nil {
+		return err
+	}
+	defer closeHooks()
+	s.hooks = hooks
 	mux := asynq.NewServeMux()
 	if cfg.StripeSecretKey != "" {
 		pusher, err := newPusher(cfg, system, log)

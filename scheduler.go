@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"github.com/generic-corp/muster/api/webhooks"
 	"github.com/generic-corp/muster/jobs"
 	"github.com/generic-corp/muster/store"
 	"github.com/generic-corp/muster/worker/autoscale"
@@ -57,6 +58,7 @@ type scheduler struct {
 	leaving seeingOut
 	tidy    tidying
 	mail    postman           // nil: no mail server is configured
+	hooks   *webhooks.Sender  // nil: nothing is sent to customers' webhooks (tests)
 	scaler  *autoscale.Scaler // nil: somebody else sees to the number of workers
 	log     zerolog.Logger
 	metrics *schedulerMetrics
@@ -127,6 +129,9 @@ func (s *scheduler) run(ctx context.Context) {
 	loops.Go(func() { s.eachTick(ctx, leading, s.watchOnce) })
 	loops.Go(func() { s.eachTick(ctx, leading, s.leaveOnce) }) // erasing may take long too
 	loops.Go(func() { s.eachTick(ctx, leading, s.tidyOnce) })
+	if s.hooks != nil {
+		loops.Go(func() { s.hooks.Run(ctx) }) // whoever leads: lanes are leased one by one
+	}
 	if s.scaler != nil {
 		loops.Go(func() { s.scale(ctx, leading) })
 	}
@@ -236,6 +241,7 @@ func (s *scheduler) sweepOnce(ctx context.Context) {
 		return err
 	})
 	s.every(ctx, 10*time.Minute, "retention", func(ctx context.Context) error { return s.system.Sweep(ctx, keepKeys) })
+	s.every(ctx, 30*time.Second, "webhooks", s.system.SweepWebhooks)
 	s.every(ctx, time.Hour, "told", s.system.SweepTold)
 	s.every(ctx, time.Minute, "audit_night", s.auditNight)
 	if s.push != nil {

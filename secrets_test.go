@@ -33,6 +33,7 @@ func canaries() map[string]string {
 		"JWT_SIGNING_KEYS":  "c0ffee00112233445566778899aabbccddeeff0123456789abcdef0123456789, " + base64.StdEncoding.EncodeToString([]byte("canary-of-the-second-signing-key")),
 		"STRIPE_SECRET_KEY": "sk_test_Canary5e11", "STRIPE_WEBHOOK_SECRET": "whsec_CanaryA1b2c3d4e5f6g7h8, whsec_CanaryB1b2c3d4e5f6g7h8",
 		"ANTHROPIC_API_KEY": "sk-ant-Canary9a77", "OPENAI_API_KEY": "sk-Canary0b88openai",
+		"WEBHOOK_KEYS":  "beefcafe00112233445566778899aabbccddeeff0123456789abcdef01234567, " + base64.StdEncoding.EncodeToString([]byte("canary-of-the-second-webhook-key!")),
 		"FLY_API_TOKEN": "FlyV1 fm2_Canary6c21machines",
 	}
 	for _, v := range variables {
@@ -161,6 +162,7 @@ func TestProductionRefusesEachWeakSecret(t *testing.T) {
 		{"WORKER_DATABASE_URL", "postgres://u:short@h/d"}, {"SYSTEM_DATABASE_URL", "postgres://u:changeme-please@h/d"}, {"MIGRATE_DATABASE_URL", "postgres://u:short@h/d"},
 		{"REDIS_URL", "redis://:short@h:1"}, {"REDIS_URL", "redis-cluster://:short@a:1,b:2"}, {"SMTP_URL", "smtps://u:short@h"},
 		{"STRIPE_SECRET_KEY", "sk_test_8f1c2d3e4b5a69"}, {"STRIPE_SECRET_KEY", "rk_test_8f1c2d3e4b5a69"}, {"STRIPE_SECRET_KEY", "pk_live_8f1c2d3e4b5a69"}, {"STRIPE_SECRET_KEY", "changeme"},
+		{"WEBHOOK_KEYS", strings.Repeat("ab", 32)}, {"WEBHOOK_KEYS", randomKey + "," + strings.Repeat("00", 32)},
 		{"STRIPE_WEBHOOK_SECRET", "whsec_short"}, {"STRIPE_WEBHOOK_SECRET", "whsec_" + strings.Repeat("a", 32)}, {"STRIPE_WEBHOOK_SECRET", strong["STRIPE_WEBHOOK_SECRET"] + ",whsec_test"},
 	} {
 		err := load(weak[0], weak[1])
@@ -281,7 +283,7 @@ func TestNoSecretIsToldByARunningInstallation(t *testing.T) {
 	server := httptest.NewServer(bird)
 	t.Cleanup(server.Close)
 	secrets := canaries()
-	for _, name := range []string{"JWT_SIGNING_KEYS", "STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "ANTHROPIC_API_KEY", "OPENAI_API_KEY", "SMTP_URL", "MAIL_FROM"} {
+	for _, name := range []string{"JWT_SIGNING_KEYS", "STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "ANTHROPIC_API_KEY", "OPENAI_API_KEY", "SMTP_URL", "MAIL_FROM", "WEBHOOK_KEYS"} {
 		s.vars[name] = secrets[name]
 	}
 	s.vars["STRIPE_API_BASE"], s.vars["ANTHROPIC_BASE_URL"], s.vars["OPENAI_BASE_URL"], s.vars["LOG_LEVEL"] = server.URL, server.URL, server.URL+"/v1", "debug"

@@ -72,7 +72,7 @@ func newStack(t *testing.T) *stack {
 		asMuster: "1", "PORT": port, "DATABASE_URL": s.env.APIURL, "WORKER_DATABASE_URL": s.env.WorkerURL, "SYSTEM_DATABASE_URL": s.env.SystemURL,
 		"MIGRATE_DATABASE_URL": s.env.OwnerURL, "REDIS_URL": s.env.RedisURL, "JWT_SIGNING_KEYS": strings.Repeat("ab", 32),
 		"STRIPE_SECRET_KEY": "sk_test_muster", "STRIPE_API_BASE": stripeURL, "OPENAI_BASE_URL": models.URL + "/v1", "OPENAI_API_KEY": "sk-test",
-		"DRAIN_SECONDS": "20", "LOG_LEVEL": "info",
+		"WEBHOOK_KEYS": strings.Repeat("cd", 32), "WEBHOOK_ALLOW_LOOPBACK": "true", "DRAIN_SECONDS": "20", "LOG_LEVEL": "info",
 	}
 	t.Cleanup(func() { s.stopAll() })
 	return s

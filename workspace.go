@@ -125,6 +125,7 @@ type workspaceJSON struct {
 	ReservedMS             int64     `json:"reserved_ms"`
 	RequestsPerHour        int       `json:"requests_per_hour"`
 	MaxUsers               int       `json:"max_users"`
+	MaxWebhooks            int       `json:"max_webhooks"`
 	RetentionDays          int       `json:"retention_days"`
 	MaxSchedules           int       `json:"max_schedules"`
 	MinScheduleSeconds     int       `json:"min_schedule_seconds"`
@@ -154,7 +155,7 @@ func showWorkspace(w store.Workspace) workspaceJSON {
 	return workspaceJSON{ID: store.FormatID(store.WorkspacePrefix, w.ID), Name: w.Name, Plan: w.Plan, Status: w.Status, Queue: w.Queue,
 		Paused: pausedBy(w), Concurrency: w.Concurrency, Running: w.Running, Waiting: w.Waiting, MaxWaiting: w.MaxWaiting,
 		Period: w.Period.Format("2006-01"), QuotaMS: w.QuotaMS, UsedMS: w.UsedMS, ReservedMS: w.ReservedMS,
-		RequestsPerHour: w.RequestsPerHour, MaxUsers: w.MaxUsers, RetentionDays: w.RetentionDays, MaxSchedules: w.MaxSchedules, MinScheduleSeconds: w.MinScheduleSeconds, MaxTaskCostMicroUSD: w.MaxTaskCostMicroUSD,
+		RequestsPerHour: w.RequestsPerHour, MaxUsers: w.MaxUsers, MaxWebhooks: w.MaxWebhooks, RetentionDays: w.RetentionDays, MaxSchedules: w.MaxSchedules, MinScheduleSeconds: w.MinScheduleSeconds, MaxTaskCostMicroUSD: w.MaxTaskCostMicroUSD,
 		ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD, ProviderUsed: w.ProviderUsedMicroUSD, ProviderReserved: w.ProviderReservedMicroUSD,
 		OverageEnabled: w.OverageEnabled, SpendCapCents: w.SpendCapCents, OverageMS: w.OverageMS, Models: append([]string{}, w.Models...),
 		NeedsVerifiedEmail: w.NeedsVerifiedEmail,

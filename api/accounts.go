@@ -57,6 +57,7 @@ type limitsJSON struct {
 	Concurrency            int      `json:"concurrency" description:"Tasks that run at once."`
 	MaxWaiting             int      `json:"max_waiting" description:"Tasks that wait at once, scheduled ones included."`
 	MaxUsers               *int     `json:"max_users" description:"null: unlimited."`
+	MaxWebhooks            int      `json:"max_webhooks"`
 	ProviderBudgetMicroUSD int64    `json:"provider_budget_microusd" description:"Model cost per UTC month."`
 	MaxTaskCostMicroUSD    int64    `json:"max_task_cost_microusd" description:"Model cost of one task, all its attempts together."`
 	MaxSchedules           int      `json:"max_schedules" description:"Cron schedules."`
@@ -104,7 +105,7 @@ func workspaceOf(w store.Workspace) workspaceJSON {
 	return workspaceJSON{
 		ID: store.FormatID(store.WorkspacePrefix, w.ID), Name: w.Name, Slug: w.Slug, Plan: w.Plan, Status: status,
 		Limits: limitsJSON{AgentMS: w.QuotaMS, RequestsPerHour: w.RequestsPerHour, Concurrency: w.Concurrency, MaxWaiting: w.MaxWaiting,
-			MaxUsers: orNull(w.MaxUsers), ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD, MaxTaskCostMicroUSD: w.MaxTaskCostMicroUSD,
+			MaxUsers: orNull(w.MaxUsers), MaxWebhooks: w.MaxWebhooks, ProviderBudgetMicroUSD: w.ProviderBudgetMicroUSD, MaxTaskCostMicroUSD: w.MaxTaskCostMicroUSD,
 			MaxSchedules: w.MaxSchedules, MinScheduleSeconds: w.MinScheduleSeconds, Models: orEmpty(w.Models), NeedsVerifiedEmail: w.NeedsVerifiedEmail, RetentionDays: orNull(w.RetentionDays)},
 		Settings: jsonObject{w.Settings}, CreatedAt: w.CreatedAt.UTC(),
 	}

@@ -160,6 +160,34 @@ var auditedRoutes = map[string]struct {
 		id := x.key()
 		return func() { x.owner.post("/v1/api-keys/"+id+"/rotate", map[string]any{}).want(201) }
 	}},
+	"POST /v1/webhooks": {"webhook.create", func(x *auditWalk) func() { return func() { x.owner.webhook() } }},
+	"PATCH /v1/webhooks/{id}": {"webhook.update", func(x *auditWalk) func() {
+		id := x.owner.webhook()
+		return func() { x.owner.do("PATCH", "/v1/webhooks/"+id, map[string]any{"enabled": false}).want(200) }
+	}},
+	"DELETE /v1/webhooks/{id}": {"webhook.delete", func(x *auditWalk) func() {
+		id := x.owner.webhook()
+		return func() { x.owner.do("DELETE", "/v1/webhooks/"+id, nil).want(204) }
+	}},
+	"POST /v1/webhooks/{id}/rotate": {"webhook.rotate", func(x *auditWalk) func() {
+		id := x.owner.webhook()
+		return func() { x.owner.post("/v1/webhooks/"+id+"/rotate", map[string]any{}).want(201) }
+	}},
+	"POST /v1/webhooks/{id}/test": {"webhook.test", func(x *auditWalk) func() {
+		id := x.owner.webhook()
+		return func() { x.owner.post("/v1/webhooks/"+id+"/test", nil).want(202) }
+	}},
+	"POST /v1/webhooks/{id}/deliveries/replay": {"webhook.replay", func(x *auditWalk) func() {
+		id := x.owner.webhook()
+		return func() {
+			x.owner.post("/v1/webhooks/"+id+"/deliveries/replay", map[string]any{"since": "2026-01-01T00:00:00Z"}).want(202)
+		}
+	}},
+	"POST /v1/webhooks/{id}/deliveries/{delivery_id}/replay": {"webhook.replay", func(x *auditWalk) func() {
+		id := x.owner.webhook()
+		event := x.owner.post("/v1/webhooks/"+id+"/test", nil).want(202).str("id")
+		return func() { x.owner.post("/v1/webhooks/"+id+"/deliveries/"+event+"/replay", nil).want(202) }
+	}},
 	"POST /v1/tasks": {"", func(x *auditWalk) func() {
 		return func() {
 			if by := x.owner.post("/v1/tasks", map[string]any{"prompt": "x"}).want(202).str("created_by"); by != userID(x.owner.user) {

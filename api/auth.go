@@ -19,7 +19,7 @@ import (
 
 // scopes lists every scope, in the order in which they are shown.
 var scopes = []string{"tasks:read", "tasks:write", "agents:read", "agents:write", "usage:read", "billing:read", "billing:write",
-	"members:read", "members:write", "keys:read", "keys:write"}
+	"members:read", "members:write", "keys:read", "keys:write", "webhooks:read", "webhooks:write"}
 
 // roleRank orders the roles.
 var roleRank = map[string]int{store.RoleViewer: 1, store.RoleMember: 2, store.RoleOwner: 3}
@@ -27,7 +27,7 @@ var roleRank = map[string]int{store.RoleViewer: 1, store.RoleMember: 2, store.Ro
 // roleScopes are the scopes of each role.
 var roleScopes = map[string][]string{
 	store.RoleOwner:  scopes,
-	store.RoleMember: {"tasks:read", "tasks:write", "agents:read", "agents:write", "usage:read", "billing:read", "members:read", "keys:read", "keys:write"},
+	store.RoleMember: {"tasks:read", "tasks:write", "agents:read", "agents:write", "usage:read", "billing:read", "members:read", "keys:read", "keys:write", "webhooks:read", "webhooks:write"},
 	store.RoleViewer: {"tasks:read", "agents:read", "usage:read", "members:read"},
 }
 

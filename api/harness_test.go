@@ -20,6 +20,7 @@ import (
 
 	"github.com/generic-corp/muster/api/logtest"
 	"github.com/generic-corp/muster/api/ratelimit"
+	"github.com/generic-corp/muster/api/webhooks"
 	"github.com/generic-corp/muster/store"
 	"github.com/generic-corp/muster/store/storetest"
 )
@@ -76,6 +77,9 @@ func newWorldOn(t testing.TB, env *storetest.Env, change func(*Config)) *world {
 	}
 	t.Cleanup(func() { limits.Close() })
 	cfg.RateLimits, cfg.AddressFactor = limits, 100 // every client of a test comes from one address
+	if cfg.Webhooks.Keys, err = webhooks.NewKeys(testKeys); err != nil {
+		t.Fatal(err)
+	}
 	if change != nil {
 		change(&cfg)
 	}

@@ -138,6 +138,7 @@ func (c *client) fill(words string, fleet *fleet) store.ClaimedTask {
 	c.post("/v1/api-keys", map[string]any{"name": words}).want(201)
 	c.post("/v1/invitations", map[string]any{"email": words + "@example.com", "role": "viewer"}).want(201)
 	c.exec(`UPDATE sessions SET user_agent = $2 WHERE workspace_id = $1`, c.ws, words)
+	c.post("/v1/webhooks", map[string]any{"url": "https://example.com/" + words, "description": words}).want(201)
 	for range 3 {
 		c.post("/v1/tasks", map[string]any{"prompt": words, "metadata": map[string]string{"m": words}}, headers{"Idempotency-Key": uuid.NewString()}).want(202)
 	}
@@ -244,7 +245,7 @@ func TestDeletingAWorkspace(t *testing.T) {
 	nobody.post("/v1/auth/register", map[string]any{"email": "leaver@example.com", "password": "correct horse battery", "workspace_name": "Back"}).want(201)
 
 	// The other workspace is as it was.
-	if found := storetest.Traces(t, w.env, others); !slices.Equal(found, []string{"agents", "api_keys", "attempts", "idempotency_keys", "invitations", "sessions", "tasks", "workspaces"}) {
+	if found := storetest.Traces(t, w.env, others); !slices.Equal(found, []string{"agents", "api_keys", "attempts", "idempotency_keys", "invitations", "sessions", "tasks", "webhook_deliveries", "webhook_endpoints", "workspaces"}) {
 		t.Errorf("of the other workspace %v are left", found)
 	}
 	stays.get("/v1/me").want(200)

@@ -96,6 +96,12 @@ var tighter = map[string]routeLimits{
 	"POST /v1/api-keys":             {closed: true, limits: []limit{{"keys", perWorkspace, 60, time.Hour}}},
 	"POST /v1/api-keys/{id}/rotate": {closed: true, limits: []limit{{"keys", perWorkspace, 60, time.Hour}}},
 
+	"POST /v1/webhooks":                        {closed: true, limits: []limit{{"webhooks", perWorkspace, 60, time.Hour}}},
+	"PATCH /v1/webhooks/{id}":                  {closed: true, limits: []limit{{"webhooks", perWorkspace, 60, time.Hour}}},
+	"POST /v1/webhooks/{id}/rotate":            {closed: true, limits: []limit{{"webhooks", perWorkspace, 60, time.Hour}}},
+	"POST /v1/webhooks/{id}/test":              {limits: []limit{{"webhook_tests", perWorkspace, 60, time.Hour}}},
+	"POST /v1/webhooks/{id}/deliveries/replay": {limits: []limit{{"webhook_replays", perWorkspace, 60, time.Hour}}},
+
 	"GET /v1/workspace/export": {closed: true, limits: []limit{{"export", perWorkspace, 6, time.Hour}}},
 	"DELETE /v1/workspace":     {closed: true, limits: []limit{{"delete", perUser, 20, time.Hour}}},
 

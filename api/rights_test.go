@@ -76,6 +76,17 @@ var rights = map[string]string{
 	"POST /v1/api-keys":             "member keys:write",
 	"DELETE /v1/api-keys/{id}":      "member keys:write",
 	"POST /v1/api-keys/{id}/rotate": "member keys:write",
+
+	"GET /v1/webhooks":                                       "member webhooks:read",
+	"POST /v1/webhooks":                                      "member webhooks:write",
+	"GET /v1/webhooks/{id}":                                  "member webhooks:read",
+	"PATCH /v1/webhooks/{id}":                                "member webhooks:write",
+	"DELETE /v1/webhooks/{id}":                               "member webhooks:write",
+	"POST /v1/webhooks/{id}/rotate":                          "member webhooks:write",
+	"POST /v1/webhooks/{id}/test":                            "member webhooks:write",
+	"GET /v1/webhooks/{id}/deliveries":                       "member webhooks:read",
+	"POST /v1/webhooks/{id}/deliveries/replay":               "member webhooks:write",
+	"POST /v1/webhooks/{id}/deliveries/{delivery_id}/replay": "member webhooks:write",
 }
 
 // operation is one of the published ones, with what it takes to try it.
@@ -92,13 +103,21 @@ func (o operation) noun() string {
 	return before[strings.LastIndex(before, "/")+1:]
 }
 
-func (o operation) with(id string) string {
-	before, rest, found := strings.Cut(o.path, "{")
-	if !found {
-		return o.path
+// with puts ids into the path: one, or several with spaces between; the last stands for all further ones.
+func (o operation) with(ids string) string {
+	path := o.path
+	for {
+		before, rest, found := strings.Cut(path, "{")
+		if !found {
+			return path
+		}
+		id, more, several := strings.Cut(ids, " ")
+		if several {
+			ids = more
+		}
+		_, after, _ := strings.Cut(rest, "}")
+		path = before + id + after
 	}
-	_, after, _ := strings.Cut(rest, "}")
-	return before + id + after
 }
 
 // published are the operations of OpenAPI as the server gives it out.
@@ -122,7 +141,7 @@ func (w *world) published() []operation {
 
 // idPrefixes are those of each collection's ids.
 var idPrefixes = map[string]string{"tasks": store.TaskPrefix, "api-keys": store.KeyPrefix, "agents": store.AgentPrefix, "members": store.UserPrefix,
-	"invitations": store.InvitationPrefix, "sessions": store.SessionPrefix, "schedules": store.SchedulePrefix}
+	"invitations": store.InvitationPrefix, "sessions": store.SessionPrefix, "schedules": store.SchedulePrefix, "webhooks": store.WebhookPrefix}
 
 // unknownID is well formed and nobody's.
 func (o operation) unknownID(t *testing.T) string {
@@ -134,7 +153,11 @@ func (o operation) unknownID(t *testing.T) string {
 	if !known {
 		t.Fatalf("no test knows the ids of %s", o.noun())
 	}
-	return store.FormatID(prefix, uuid.MustParse("01900000-0000-7000-8000-00000000abcd"))
+	nobodys := uuid.MustParse("01900000-0000-7000-8000-00000000abcd")
+	if o.noun() == "webhooks" {
+		return store.FormatID(prefix, nobodys) + " " + store.FormatID(store.EventPrefix, nobodys) // and of one of its deliveries
+	}
+	return store.FormatID(prefix, nobodys)
 }
 
 func TestEveryRouteServesWhoeverMayAndNobodyElse(t *testing.T) {
@@ -214,6 +237,10 @@ var bodyFor = map[string]any{
 	"PATCH /v1/members/{user_id}":   map[string]any{"role": "member"},
 	"POST /v1/api-keys/{id}/rotate": map[string]any{},
 	"PATCH /v1/schedules/{id}":      map[string]any{"paused": true},
+
+	"PATCH /v1/webhooks/{id}":                  map[string]any{"description": "x"},
+	"POST /v1/webhooks/{id}/rotate":            map[string]any{},
+	"POST /v1/webhooks/{id}/deliveries/replay": map[string]any{"since": "2026-01-01T00:00:00Z"},
 }
 
 func TestEveryRouteAnswersAnothersIDLikeAnUnknownOne(t *testing.T) {
@@ -242,6 +269,11 @@ func TestEveryRouteAnswersAnothersIDLikeAnUnknownOne(t *testing.T) {
 		},
 		"schedules": func() string {
 			return b.post("/v1/schedules", map[string]any{"name": "x", "cron": "@daily", "task": map[string]any{"prompt": "x"}}).want(201).str("id")
+		},
+		"webhooks": func() string {
+			b.exec(`DELETE FROM webhook_endpoints`)
+			id := b.webhook()
+			return id + " " + b.post("/v1/webhooks/"+id+"/test", nil).want(202).str("id")
 		},
 		"sessions": func() string {
 			id := store.NewID()

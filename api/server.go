@@ -53,6 +53,7 @@ type Config struct {
 	StripeEvents  StripeEvents   // nil: Stripe's webhook is answered 503
 	Mailer        Mailer         // nil: no letters are sent, and passwords cannot be reset
 	RateLimits    RateLimits     // nil: nothing is limited
+	Webhooks      Webhooks       // zero: customers make no webhooks, and endpoints must be public
 	SigningKeys   [][]byte       // of access tokens and cursors; current first, each at least 32 bytes
 	Log           zerolog.Logger // zero: nothing is logged
 	Version       string         // in OpenAPI; "dev"

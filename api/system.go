@@ -67,7 +67,7 @@ func (s *Server) listPlans(*request) (answer, error) {
 	page := listJSON[planJSON]{Data: []planJSON{}}
 	for _, p := range store.Plans {
 		page.Data = append(page.Data, planJSON{ID: p.ID, Name: p.Name, PriceCents: p.PriceCents, limitsJSON: limitsJSON{AgentMS: p.AgentMS,
-			RequestsPerHour: p.RequestsPerHour, Concurrency: p.Concurrency, MaxWaiting: p.MaxWaiting, MaxUsers: orNull(p.MaxUsers),
+			RequestsPerHour: p.RequestsPerHour, Concurrency: p.Concurrency, MaxWaiting: p.MaxWaiting, MaxUsers: orNull(p.MaxUsers), MaxWebhooks: p.MaxWebhooks,
 			ProviderBudgetMicroUSD: p.ProviderBudgetMicroUSD, MaxTaskCostMicroUSD: p.MaxTaskCostMicroUSD, Models: orEmpty(p.Models),
 			MaxSchedules: p.MaxSchedules, MinScheduleSeconds: p.MinScheduleSeconds, NeedsVerifiedEmail: p.NeedsVerifiedEmail, RetentionDays: orNull(p.RetentionDays)}})
 	}

@@ -30,6 +30,7 @@ func TestAnothersIDCostsTheLedgerWhatAnUnknownOneCosts(t *testing.T) {
 			who.post("/v1/tasks", map[string]any{"prompt": "x"}).want(202)
 			who.post("/v1/api-keys", map[string]any{"name": "x"}).want(201)
 			who.colleague(store.RoleViewer)
+			who.post("/v1/webhooks/"+who.webhook()+"/test", nil).want(202)
 		}
 	}
 	foreign := map[string]string{
@@ -42,6 +43,8 @@ func TestAnothersIDCostsTheLedgerWhatAnUnknownOneCosts(t *testing.T) {
 	w.exec(`INSERT INTO agents (workspace_id, id, name) VALUES ($1, $2, 'x')`, b.ws, id)
 	foreign["agents"] = store.FormatID(store.AgentPrefix, id)
 	foreign["invitations"] = b.post("/v1/invitations", map[string]any{"email": "i@example.com", "role": "viewer"}).want(201).str("id")
+	hook := b.webhook()
+	foreign["webhooks"] = hook + " " + b.post("/v1/webhooks/"+hook+"/test", nil).want(202).str("id")
 	walked, statements := 0, 0
 	for _, o := range w.published() {
 		if o.noun() == "" {

@@ -106,25 +106,27 @@ func (w *Work) cancel(ctx context.Context, l *load, condition string, args ...an
 	}
 	// Joined to itself, so that the condition reads the same t and l in both statements. OR instead of IN lets two partial
 	// indexes (tasks_line, tasks_scheduled) find what waits: a workspace's history may be long.
-	done, err := w.tx.ExecContext(ctx, `UPDATE tasks SET status = 'canceled', finished_at = now(),
+	var ended []uuid.UUID
+	err = w.tx.SelectContext(ctx, &ended, `UPDATE tasks SET status = 'canceled', finished_at = now(),
 			cancel_requested_at = coalesce(tasks.cancel_requested_at, now()), error = '`+canceledError+`'
 		FROM `+taskTables+`
 		WHERE t.workspace_id = $1 AND (t.status = 'queued' OR t.status = 'scheduled') AND l.id IS NULL AND (`+condition+`)
-			AND tasks.workspace_id = $1 AND tasks.id = t.id`, args...)
+			AND tasks.workspace_id = $1 AND tasks.id = t.id
+		RETURNING tasks.id`, args...)
 	if err != nil {
 		return 0, 0, fmt.Errorf("cancel waiting tasks: %w", err)
 	}
-	n, err := done.RowsAffected()
-	if err != nil {
-		return 0, 0, fmt.Errorf("count canceled tasks: %w", err)
+	if err := l.announce(ctx, w.tx, ended...); err != nil {
+		return 0, 0, err
 	}
+	n := len(ended)
 	w.cancels = append(w.cancels, asked...)
 	if n == 0 {
 		return 0, len(asked), nil // who runs keeps its slot until its agent has returned
 	}
-	turns, err := l.leave(ctx, w.tx, int(n))
+	turns, err := l.leave(ctx, w.tx, n)
 	w.turns = append(w.turns, turns...)
-	return int(n), len(asked), err
+	return n, len(asked), err
 }
 
 // Retry puts a failed or canceled task back in line: its attempts go on counting and max_attempts grows by its first

@@ -58,6 +58,7 @@ func (w *Work) erase(ctx context.Context, tasks ...ended) error {
 		{"tasks", `UPDATE tasks SET prompt = '', input = '{}', metadata = '{}', result = NULL,
 			error = CASE WHEN error IS NOT NULL THEN ` + erasedError + ` END, erased_at = now() WHERE workspace_id = $1 AND id = ANY($2)`, pq.Array(ids)},
 		{"errors", `UPDATE attempts SET error = ` + erasedError + ` WHERE workspace_id = $1 AND task_id = ANY($2) AND error IS NOT NULL`, pq.Array(ids)},
+		{"events", erasingEvents, pq.Array(ids)},
 		{"answers to submits", `UPDATE idempotency_keys SET response = NULL WHERE workspace_id = $1 AND created_at = ANY($2::timestamptz[])`, times(createdAt)},
 		{"later answers", `UPDATE idempotency_keys SET response = NULL WHERE workspace_id = $1 AND task_id = ANY($2)`, pq.Array(ids)},
 	} {

@@ -73,17 +73,18 @@ func (s *System) expire(ctx context.Context, ws uuid.UUID, tasks []uuid.UUID) (e
 			return err
 		}
 		l := loads[0]
-		done, err := tx.ExecContext(ctx, `UPDATE tasks t SET status = 'failed', finished_at = now(), error = '`+expiredError+`'
+		var ended []uuid.UUID
+		err = tx.SelectContext(ctx, &ended, `UPDATE tasks t SET status = 'failed', finished_at = now(), error = '`+expiredError+`'
 			WHERE t.workspace_id = $1 AND t.id = ANY($2) AND t.expires_at <= now() AND (t.status = 'queued' OR t.status = 'scheduled')
-				AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = $1 AND l.task_id = t.id)`, ws, pq.Array(tasks))
+				AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = $1 AND l.task_id = t.id)
+			RETURNING t.id`, ws, pq.Array(tasks))
 		if err != nil {
 			return fmt.Errorf("end expired tasks: %w", err)
 		}
-		n, err := done.RowsAffected()
-		if err != nil {
-			return fmt.Errorf("count expired tasks: %w", err)
+		if err := l.announce(ctx, tx, ended...); err != nil {
+			return err
 		}
-		expired = int(n)
+		expired = len(ended)
 		turns, err = l.leave(ctx, tx, expired)
 		return err
 	})

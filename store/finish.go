@@ -227,6 +227,9 @@ func finishAll(ctx context.Context, tx *sqlx.Tx, n *notes, loads map[uuid.UUID]*
 	if err := book(ctx, tx, loads, byLease, ended, moves); err != nil {
 		return nil, err
 	}
+	if err := announceFinished(ctx, tx, loads, ended, moves); err != nil {
+		return nil, err
+	}
 	for _, h := range ended {
 		if r := results[h.Lease]; r.Notice != 0 {
 			l := loads[h.Workspace]

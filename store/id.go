@@ -24,6 +24,8 @@ const (
 
 	InvitationPrefix = "inv_"
 	SchedulePrefix   = "sched_"
+	WebhookPrefix    = "wh_"
+	EventPrefix      = "evt_" // of what a webhook tells; goes out as webhook-id
 )
 
 // NewID returns a UUIDv7: sortable by time to the millisecond and, within this process, strictly growing.

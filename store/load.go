@@ -38,9 +38,10 @@ type load struct {
 	QuotaMS    int64          `db:"quota_ms"`
 	Period     time.Time      `db:"period"`
 	UsedMS     int64          `db:"used_ms"`
-	Leaving    bool           `db:"leaving"` // the workspace is being deleted: nothing is submitted, claimed or retried
-	Models     pq.StringArray `db:"models"`  // that its tasks may run on, see AllowsModel
-	Now        time.Time      `db:"now"`     // the database's clock in this transaction
+	Leaving    bool           `db:"leaving"`  // the workspace is being deleted: nothing is submitted, claimed or retried
+	Models     pq.StringArray `db:"models"`   // that its tasks may run on, see AllowsModel
+	Webhooks   bool           `db:"webhooks"` // an endpoint is enabled: what ends is announced (announce)
+	Now        time.Time      `db:"now"`      // the database's clock in this transaction
 
 	Overage        bool  `db:"overage_enabled"`
 	SpendCapCents  int64 `db:"spend_cap_cents"`
@@ -56,7 +57,7 @@ type load struct {
 }
 
 // loadColumns select a load of workspace_load w. A period that has passed reads as a fresh one; saveLoads writes it down.
-var loadColumns = `w.workspace_id, w.queue, w.cap, w.max_waiting, w.waiting, w.paused, w.turn, w.turn_at, w.quota_ms, w.leaving, w.models, now() AS now,
+var loadColumns = `w.workspace_id, w.queue, w.cap, w.max_waiting, w.waiting, w.paused, w.turn, w.turn_at, w.quota_ms, w.leaving, w.models, w.webhooks, now() AS now,
 	w.overage_enabled, w.spend_cap_cents, w.overage_allowance_ms, w.provider_budget_microusd, w.max_task_cost_microusd,
 	greatest(w.period, ` + currentPeriod + `) AS period, ` + usedNow("used_ms") + ` AS used_ms, ` + usedNow("overage_used_ms") + ` AS overage_used_ms,
 	` + usedNow("provider_used_microusd") + ` AS provider_used_microusd`
@@ -70,7 +71,7 @@ const (
 // lockLoads locks the load rows of the given workspaces in id order and returns them; unknown ones are left out.
 func lockLoads(ctx context.Context, tx *sqlx.Tx, workspaces []uuid.UUID) ([]*load, error) {
 	var loads []*load
-	if err := tx.SelectContext(ctx, &loads, `SELECT * FROM line_lock($1)`, uuids(workspaces)); err != nil {
+	if err := tx.SelectContext(ctx, &loads, `SELECT * FROM line_hold($1)`, uuids(workspaces)); err != nil {
 		return nil, fmt.Errorf("lock load rows: %w", err)
 	}
 	return loads, nil

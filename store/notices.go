@@ -57,6 +57,9 @@ func (l *load) tell(ctx context.Context, tx *sqlx.Tx, n *notes, kind string, per
 	if err := addEvent(ctx, tx, l.Workspace, EventUsage, uuid.NullUUID{}, details); err != nil {
 		return false, err
 	}
+	if err := l.announceNotice(ctx, tx, details); err != nil {
+		return false, err
+	}
 	return true, n.add(l.Workspace, AuditEntry{ActorType: ActorSystem, ActorID: "metering", Action: "quota.notice",
 		Target: FormatID(WorkspacePrefix, l.Workspace), Details: details})
 }

@@ -89,9 +89,9 @@ func (w *Work) found(ctx context.Context, user uuid.UUID, name string) error {
 	}
 	plan := Plans[0]
 	_, err := w.tx.ExecContext(ctx, `INSERT INTO workspaces (id, name, plan, requests_per_hour, max_users, needs_verified_email,
-			max_schedules, min_schedule_seconds, retention_days)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`, w.Workspace, name, plan.ID, plan.RequestsPerHour, plan.MaxUsers, plan.NeedsVerifiedEmail,
-		plan.MaxSchedules, plan.MinScheduleSeconds, plan.RetentionDays)
+			max_schedules, min_schedule_seconds, retention_days, max_webhooks)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`, w.Workspace, name, plan.ID, plan.RequestsPerHour, plan.MaxUsers, plan.NeedsVerifiedEmail,
+		plan.MaxSchedules, plan.MinScheduleSeconds, plan.RetentionDays, plan.MaxWebhooks)
 	if err != nil {
 		return fmt.Errorf("insert workspace: %w", err)
 	}

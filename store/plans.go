@@ -12,6 +12,7 @@ type Plan struct {
 	Concurrency            int    // leases at once
 	MaxWaiting             int    // tasks waiting at once, scheduled ones included
 	MaxUsers               int    // members; 0 is unlimited
+	MaxWebhooks            int    // endpoints that are told of tasks
 	MaxSchedules           int    // cron schedules
 	MinScheduleSeconds     int    // between two occurrences of a schedule; none come closer than 60
 	ProviderBudgetMicroUSD int64  // model cost per UTC month
@@ -47,11 +48,11 @@ var cheapModels = []string{"anthropic/claude-haiku-5-5", "openai/gpt-6-luna", "o
 
 // Plans is the one table of plans, cheapest first. Prices are list prices; tasks run at most five minutes on each.
 var Plans = []Plan{
-	{ID: "free", Name: "Free", PriceCents: 0, AgentMS: 1_000 * minuteMS, RequestsPerHour: 100, Concurrency: 1, MaxWaiting: 1_000, MaxUsers: 1, MaxSchedules: 5, MinScheduleSeconds: 900, ProviderBudgetMicroUSD: 1_000_000, MaxTaskCostMicroUSD: 500_000, Queue: QueueFree, RetentionDays: 30,
+	{ID: "free", Name: "Free", PriceCents: 0, AgentMS: 1_000 * minuteMS, RequestsPerHour: 100, Concurrency: 1, MaxWaiting: 1_000, MaxUsers: 1, MaxWebhooks: 1, MaxSchedules: 5, MinScheduleSeconds: 900, ProviderBudgetMicroUSD: 1_000_000, MaxTaskCostMicroUSD: 500_000, Queue: QueueFree, RetentionDays: 30,
 		Models: cheapModels, NeedsVerifiedEmail: true, ExpectedCostMicroUSD: 200_000},
-	{ID: "starter", Name: "Starter", PriceCents: 4_900, AgentMS: 10_000 * minuteMS, RequestsPerHour: 1_000, Concurrency: 3, MaxWaiting: 10_000, MaxUsers: 5, MaxSchedules: 50, MinScheduleSeconds: 60, ProviderBudgetMicroUSD: 15_000_000, MaxTaskCostMicroUSD: 3_000_000, Queue: QueueStarter, RetentionDays: 90, ExpectedCostMicroUSD: 6_000_000},
-	{ID: "growth", Name: "Growth", PriceCents: 9_900, AgentMS: 50_000 * minuteMS, RequestsPerHour: 5_000, Concurrency: 5, MaxWaiting: 50_000, MaxUsers: 20, MaxSchedules: 200, MinScheduleSeconds: 60, ProviderBudgetMicroUSD: 35_000_000, MaxTaskCostMicroUSD: 5_000_000, Queue: QueueStarter, RetentionDays: 180, ExpectedCostMicroUSD: 15_000_000},
-	{ID: "pro", Name: "Pro", PriceCents: 14_900, AgentMS: 100_000 * minuteMS, RequestsPerHour: 10_000, Concurrency: 10, MaxWaiting: 200_000, MaxUsers: 0, MaxSchedules: 1_000, MinScheduleSeconds: 60, ProviderBudgetMicroUSD: 60_000_000, MaxTaskCostMicroUSD: 10_000_000, Queue: QueuePro, RetentionDays: 365, ExpectedCostMicroUSD: 25_000_000},
+	{ID: "starter", Name: "Starter", PriceCents: 4_900, AgentMS: 10_000 * minuteMS, RequestsPerHour: 1_000, Concurrency: 3, MaxWaiting: 10_000, MaxUsers: 5, MaxWebhooks: 3, MaxSchedules: 50, MinScheduleSeconds: 60, ProviderBudgetMicroUSD: 15_000_000, MaxTaskCostMicroUSD: 3_000_000, Queue: QueueStarter, RetentionDays: 90, ExpectedCostMicroUSD: 6_000_000},
+	{ID: "growth", Name: "Growth", PriceCents: 9_900, AgentMS: 50_000 * minuteMS, RequestsPerHour: 5_000, Concurrency: 5, MaxWaiting: 50_000, MaxUsers: 20, MaxWebhooks: 10, MaxSchedules: 200, MinScheduleSeconds: 60, ProviderBudgetMicroUSD: 35_000_000, MaxTaskCostMicroUSD: 5_000_000, Queue: QueueStarter, RetentionDays: 180, ExpectedCostMicroUSD: 15_000_000},
+	{ID: "pro", Name: "Pro", PriceCents: 14_900, AgentMS: 100_000 * minuteMS, RequestsPerHour: 10_000, Concurrency: 10, MaxWaiting: 200_000, MaxUsers: 0, MaxWebhooks: 20, MaxSchedules: 1_000, MinScheduleSeconds: 60, ProviderBudgetMicroUSD: 60_000_000, MaxTaskCostMicroUSD: 10_000_000, Queue: QueuePro, RetentionDays: 365, ExpectedCostMicroUSD: 25_000_000},
 }
 
 // PlanByID finds a plan; ok is false when there is none of that id.

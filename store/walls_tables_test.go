@@ -68,6 +68,7 @@ var tables = map[string]walls{
 			"workspaces_requests_per_hour_check":    {`requests_per_hour = -1`, `requests_per_hour = 0`},
 			"workspaces_max_users_check":            {`max_users = -1`, `max_users = 0`},
 			"workspaces_retention_days_check":       {`retention_days = -1`, `retention_days = 0`},
+			"workspaces_max_webhooks_check":         {`max_webhooks = -1`, `max_webhooks = 0`},
 			"workspaces_max_schedules_check":        {`max_schedules = -1`, `max_schedules = 0`},
 			"workspaces_min_schedule_seconds_check": {`min_schedule_seconds = -1`, `min_schedule_seconds = 0`},
 		},
@@ -81,7 +82,7 @@ var tables = map[string]walls{
 			{role: roleOwner, scope: scope{name: "user"}, before: allLeave, do: `SELECT count(*) FROM workspaces`, want: []string{"ok 0"}}}},
 	"workspace_load": {seed: `INSERT INTO workspace_load (workspace_id, queue, cap, max_waiting, quota_ms, period, provider_budget_microusd, max_task_cost_microusd)
 		SELECT $1::uuid, 'free', 1, 10, 0, date_trunc('month', now())::date, 0, 0 WHERE $2::uuid IS NOT NULL`,
-		api:    "s i u(waiting,turn,turn_at,period,used_ms,overage_used_ms,provider_used_microusd,overage_enabled,spend_cap_cents,overage_allowance_ms,leaving)",
+		api:    "s i u(webhooks,waiting,turn,turn_at,period,used_ms,overage_used_ms,provider_used_microusd,overage_enabled,spend_cap_cents,overage_allowance_ms,leaving)",
 		worker: "s u(waiting,turn,turn_at,period,used_ms,overage_used_ms,provider_used_microusd,event_seq)", system: "s u",
 		checks: map[string]check{
 			"workspace_load_queue_check":                    {`queue = 'vip'`, `queue = 'pro'`},
@@ -241,6 +242,32 @@ var tables = map[string]walls{
 			"quota_notices_kind_check":    {`kind = 'mood'`, `kind = 'provider_budget'`}}},
 	"notice_mails": {seed: `INSERT INTO notice_mails (workspace_id, notice_id, user_id) VALUES ($1, gen_random_uuid(), $2)`,
 		system: "s i d u(attempts,next_try,mailed_at,gave_up_at)"},
+	"webhook_endpoints": {seed: `INSERT INTO webhook_endpoints (workspace_id, id, url, events, created_by)
+		SELECT $1::uuid, gen_random_uuid(), 'https://example.com', '{task.failed}', $2::uuid::text`,
+		api:    "s i d u(url,events,description,enabled,updated_at,disabled_why,disabled_at,failures,failing_since,not_before,slow,letter_at)",
+		worker: "s(workspace_id,id,events,enabled)", workerSees: "s",
+		system: "s d u(enabled,disabled_why,disabled_at,lease,leased_until,slow,failures,failing_since,not_before,letter_tries,letter_at,updated_at)",
+		checks: map[string]check{
+			"webhook_endpoints_url_check":          {`url = ''`, `url = 'x'`},
+			"webhook_endpoints_events_check":       {`events = '{task.dreamt}'`, `events = '{task.failed,quota.notice}'`},
+			"webhook_endpoints_description_check":  {`description = repeat('x', 201)`, `description = repeat('x', 200)`},
+			"webhook_endpoints_disabled_why_check": {`enabled = false, disabled_at = now(), disabled_why = 'mood'`, `enabled = false, disabled_at = now(), disabled_why = 'gone'`},
+			"webhook_endpoints_failures_check":     {`failures = -1`, `failures = 1`},
+			"webhook_endpoints_check":              {`enabled = false`, `enabled = false, disabled_at = now(), disabled_why = 'customer'`},
+			"webhook_endpoints_check1":             {`lease = gen_random_uuid()`, `lease = gen_random_uuid(), leased_until = now()`}}},
+	"webhook_secrets": {seed: `INSERT INTO webhook_secrets (workspace_id, endpoint_id, id, sealed)
+		SELECT $1::uuid, gen_random_uuid(), gen_random_uuid(), ` + hash32 + ` || ` + hash32 + ` WHERE $2::uuid IS NOT NULL`,
+		api: "s(workspace_id,endpoint_id,id,created_at,expires_at) i d u(expires_at)", system: "s d",
+		checks: map[string]check{"webhook_secrets_sealed_check": {`sealed = 'short'`, `sealed = ` + hash32 + ` || ` + hash32}}},
+	"webhook_deliveries": {seed: `INSERT INTO webhook_deliveries (workspace_id, endpoint_id, id, type, data)
+		SELECT $1::uuid, gen_random_uuid(), gen_random_uuid(), 'task.failed', '{}' WHERE $2::uuid IS NOT NULL`,
+		api: "s i u(data,status,attempts,next_at,delivered_at)", worker: "i", workerSees: "i",
+		system: "s i d u(status,attempts,next_at,last_at,last_status,last_error,last_ms,delivered_at)",
+		checks: map[string]check{
+			"webhook_deliveries_type_check":     {`type = 'task.dreamt'`, `type = 'webhook.test'`},
+			"webhook_deliveries_status_check":   {`status = 'lost'`, `status = 'dead'`},
+			"webhook_deliveries_attempts_check": {`attempts = -1`, `attempts = 1`},
+			"webhook_deliveries_check":          {`status = 'succeeded'`, `status = 'succeeded', delivered_at = now()`}}},
 	"workspace_events": {seed: `INSERT INTO workspace_events (workspace_id, seq, kind, data)
 		SELECT $1::uuid, (random() * 1e15)::bigint + 1, 'usage', '{}' WHERE $2::uuid IS NOT NULL`,
 		api: "s", worker: "i", system: "s i d", workerSees: "i",

@@ -23,6 +23,7 @@ type Workspace struct {
 	Status               string          `db:"status"`
 	RequestsPerHour      int             `db:"requests_per_hour"`
 	MaxUsers             int             `db:"max_users"` // 0: unlimited
+	MaxWebhooks          int             `db:"max_webhooks"`
 	StripeCustomerID     *string         `db:"stripe_customer_id"`
 	StripeSubscriptionID *string         `db:"stripe_subscription_id"`
 	Settings             json.RawMessage `db:"settings"` // a JSON object
@@ -54,7 +55,7 @@ type Workspace struct {
 	MaxTaskCostMicroUSD      int64 `db:"max_task_cost_microusd"`
 }
 
-var workspaceQuery = `SELECT ws.id, ws.name, ws.slug, ws.plan, ws.status, ws.requests_per_hour, ws.max_users, ws.stripe_customer_id, ws.stripe_subscription_id,
+var workspaceQuery = `SELECT ws.id, ws.name, ws.slug, ws.plan, ws.status, ws.requests_per_hour, ws.max_users, ws.max_webhooks, ws.stripe_customer_id, ws.stripe_subscription_id,
 		ws.settings, ws.created_at, ws.needs_verified_email, ws.retention_days, ws.max_schedules, ws.min_schedule_seconds, w.models, w.queue, w.cap, w.max_waiting, w.waiting, w.paused, w.quota_ms, greatest(w.period, ` + currentPeriod + `) AS period,
 		` + usedNow("used_ms") + ` AS used_ms, w.overage_enabled, w.spend_cap_cents, w.overage_allowance_ms, ` + usedNow("overage_used_ms") + ` AS overage_used_ms,
 		w.provider_budget_microusd, w.max_task_cost_microusd, ` + usedNow("provider_used_microusd") + ` AS provider_used_microusd,
@@ -93,12 +94,12 @@ func (s *System) SetPlan(ctx context.Context, ws uuid.UUID, p Plan, customer, su
 				return err
 			}
 			_, err := tx.ExecContext(ctx, `UPDATE workspaces SET plan = $2, requests_per_hour = $3, max_users = $4, needs_verified_email = $7,
-					max_schedules = $8, min_schedule_seconds = $9, retention_days = $10,
+					max_schedules = $8, min_schedule_seconds = $9, retention_days = $10, max_webhooks = $11,
 					stripe_customer_since = CASE WHEN $5 IN ('', coalesce(stripe_customer_id, '')) THEN stripe_customer_since ELSE now() END,
 					stripe_customer_id = coalesce(nullif($5, ''), stripe_customer_id),
 					stripe_subscription_id = coalesce(nullif($6, ''), stripe_subscription_id), updated_at = now()
 				WHERE id = $1`, ws, p.ID, p.RequestsPerHour, p.MaxUsers, customer, subscription, p.NeedsVerifiedEmail,
-				p.MaxSchedules, p.MinScheduleSeconds, p.RetentionDays)
+				p.MaxSchedules, p.MinScheduleSeconds, p.RetentionDays, p.MaxWebhooks)
 			if violates(err, "workspaces_stripe_customer_key") {
 				return refuse(Conflict, "another workspace has Stripe customer %s: totals are kept per customer", customer)
 			}
@@ -122,6 +123,7 @@ var limits = map[string]func(l *load, w *Workspace, v int64){
 	"agent_ms":                 func(l *load, _ *Workspace, v int64) { l.QuotaMS = v },
 	"requests_per_hour":        func(_ *load, w *Workspace, v int64) { w.RequestsPerHour = int(v) },
 	"max_users":                func(_ *load, w *Workspace, v int64) { w.MaxUsers = int(v) },
+	"max_webhooks":             func(_ *load, w *Workspace, v int64) { w.MaxWebhooks = int(v) },
 	"provider_budget_microusd": func(l *load, _ *Workspace, v int64) { l.BudgetMicroUSD = v },
 	"max_task_cost_microusd":   func(l *load, _ *Workspace, v int64) { l.MaxTaskCost = v },
 	"retention_days":           func(_ *load, w *Workspace, v int64) { w.RetentionDays = int(v) },
@@ -188,7 +190,7 @@ func (s *System) Override(ctx context.Context, ws uuid.UUID, values map[string]i
 	}
 	return s.change(ctx, ws, by, "workspace.set_limit", details, func(tx *sqlx.Tx, l *load) error {
 		var w Workspace
-		err := tx.GetContext(ctx, &w, `SELECT requests_per_hour, max_users, needs_verified_email, max_schedules, min_schedule_seconds, retention_days FROM workspaces WHERE id = $1 FOR UPDATE`, ws)
+		err := tx.GetContext(ctx, &w, `SELECT requests_per_hour, max_users, needs_verified_email, max_schedules, min_schedule_seconds, retention_days, max_webhooks FROM workspaces WHERE id = $1 FOR UPDATE`, ws)
 		if err != nil {
 			return fmt.Errorf("read limits: %w", err)
 		}
@@ -196,8 +198,8 @@ func (s *System) Override(ctx context.Context, ws uuid.UUID, values map[string]i
 			limits[name](l, &w, v)
 		}
 		_, err = tx.ExecContext(ctx, `UPDATE workspaces SET requests_per_hour = $2, max_users = $3, needs_verified_email = $4,
-			max_schedules = $5, min_schedule_seconds = $6, retention_days = $7, updated_at = now() WHERE id = $1`, ws, w.RequestsPerHour, w.MaxUsers, w.NeedsVerifiedEmail,
-			w.MaxSchedules, w.MinScheduleSeconds, w.RetentionDays)
+			max_schedules = $5, min_schedule_seconds = $6, retention_days = $7, max_webhooks = $8, updated_at = now() WHERE id = $1`, ws, w.RequestsPerHour, w.MaxUsers, w.NeedsVerifiedEmail,
+			w.MaxSchedules, w.MinScheduleSeconds, w.RetentionDays, w.MaxWebhooks)
 		if err != nil {
 			return fmt.Errorf("set limits: %w", err)
 		}

@@ -230,6 +230,7 @@ func (d *dev) musterEnv(listen listeners) []string {
 		"SYSTEM_DATABASE_URL=" + d.stack.systemURL,
 		"REDIS_URL=" + d.stack.servers.Redis.URL(0),
 		"JWT_SIGNING_KEYS=" + d.state.JWTSigningKey,
+		"WEBHOOK_KEYS=" + d.state.WebhookKey, "WEBHOOK_ALLOW_LOOPBACK=true",
 		fmt.Sprintf("DRAIN_SECONDS=%d", drainSeconds),
 	}
 	if d.stack.stripeBase != "" {

@@ -19,6 +19,7 @@ type state struct {
 	file string
 
 	JWTSigningKey  string `json:"jwt_signing_key"`
+	WebhookKey     string `json:"webhook_key"`
 	OwnerPassword  string `json:"owner_password"` // of the login roles, see stack.go
 	APIPassword    string `json:"api_password"`
 	WorkerPassword string `json:"worker_password"`
@@ -41,7 +42,7 @@ func loadState(file string) (*state, error) {
 	s := &state{file: file}
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		s.JWTSigningKey = randomHex(32)
+		s.JWTSigningKey, s.WebhookKey = randomHex(32), randomHex(32)
 		for _, p := range []*string{&s.OwnerPassword, &s.APIPassword, &s.WorkerPassword, &s.SystemPassword} {
 			*p = randomHex(16)
 		}
@@ -52,6 +53,10 @@ func loadState(file string) (*state, error) {
 	}
 	if err := json.Unmarshal(b, s); err != nil {
 		return nil, fmt.Errorf("read %s (remove it to begin anew): %w", file, err)
+	}
+	if s.WebhookKey == "" { // of a state that an earlier version wrote
+		s.WebhookKey = randomHex(32)
+		return s, s.save()
 	}
 	return s, nil
 }

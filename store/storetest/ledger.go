@@ -77,6 +77,15 @@ var ledgerRules = []struct{ rule, query string }{
 		CROSS JOIN LATERAL (SELECT coalesce(sum(agent_ms), 0) AS ms, coalesce(sum(cost_microusd), 0) AS cost, count(*) AS n FROM attempts a
 			WHERE a.workspace_id = t.workspace_id AND a.task_id = t.id) s
 		WHERE t.agent_ms <> s.ms OR t.cost_microusd <> s.cost OR t.attempt > s.n`},
+	{"an endpoint is told once of each task that has ended since it last changed",
+		`SELECT t.id::text || ': ' || count(d.id) || ' events' FROM tasks t
+		JOIN webhook_endpoints e ON e.workspace_id = t.workspace_id AND e.enabled AND e.updated_at < t.finished_at AND 'task.' || t.status = ANY(e.events)
+		JOIN workspace_load w ON w.workspace_id = t.workspace_id AND NOT w.leaving
+		LEFT JOIN webhook_deliveries d ON d.workspace_id = t.workspace_id AND d.endpoint_id = e.id AND d.task_id = t.id AND d.created_at = t.finished_at
+		GROUP BY t.id, e.id HAVING count(d.id) <> 1`},
+	{"the load row says whether an endpoint is enabled",
+		`SELECT w.workspace_id::text FROM workspace_load w
+		WHERE NOT w.leaving AND w.webhooks <> EXISTS (SELECT 1 FROM webhook_endpoints e WHERE e.workspace_id = w.workspace_id AND e.enabled)`},
 	{"runnable work with room has a turn",
 		`SELECT w.workspace_id::text FROM workspace_load w
 		WHERE w.turn IS NULL AND w.paused IS NULL
