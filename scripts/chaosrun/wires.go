@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -159,9 +160,9 @@ func (l *loss) takes(data []byte) bool {
 
 const lossToxic = "lost_reply"
 
-// lossOn lets the wires lose so many replies with the tag, one of every few. The function ends it and returns how many
-// were lost.
-func lossOn(on []*wire, name, tag string, replies, every int64) (end func() (lost int64, err error), err error) {
+// lossOn lets the wires lose so many replies with the tag, one of every few. The function waits until some were lost, ends
+// it, and returns how many.
+func lossOn(on []*wire, name, tag string, replies, every int64) (end func(ctx context.Context) (lost int64, err error), err error) {
 	l := &loss{tag: []byte(tag), every: every}
 	l.left.Store(replies)
 	losses.Store(name, l)
@@ -170,13 +171,12 @@ func lossOn(on []*wire, name, tag string, replies, every int64) (end func() (los
 			return nil, err
 		}
 	}
-	return func() (int64, error) {
+	return func(ctx context.Context) (int64, error) {
+		err := until(ctx, 30*time.Second, "a reply to be lost", func() bool { return l.lost.Load() > 0 })
 		for _, w := range on {
-			if err := w.remove(lossToxic); err != nil {
-				return 0, err
-			}
+			err = errors.Join(err, w.remove(lossToxic))
 		}
-		return l.lost.Load(), nil
+		return l.lost.Load(), err
 	}, nil
 }
 
