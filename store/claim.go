@@ -115,9 +115,18 @@ type admission struct {
 	ms    int // reserved
 }
 
-// admit takes the best tasks of each claim's workspace off best.
+// admit takes the best tasks of each claim's workspace off best. Claims with a turn come before slots that go on, which would
+// else leave it nothing.
 func admit(loads map[uuid.UUID]*load, best map[uuid.UUID][]runnable, claims []*Claim) (admitted []admission) {
+	var turns, goOn []*Claim
 	for _, c := range claims {
+		if c.Turn == uuid.Nil {
+			goOn = append(goOn, c)
+		} else {
+			turns = append(turns, c)
+		}
+	}
+	for _, c := range append(turns, goOn...) {
 		for _, id := range append([]uuid.UUID{c.Lease}, c.More...) {
 			a, ok := loads[c.Workspace].next(best)
 			if !ok {

@@ -3,6 +3,7 @@ package worker
 import (
 	"math"
 	"testing"
+	"time"
 
 	"github.com/generic-corp/muster/store"
 )
@@ -21,7 +22,7 @@ func crowd(s *slots, steps int, lasts map[string]int) (starts, held map[string]f
 		var still []task
 		for _, t := range running {
 			if t.ends <= step {
-				s.release(t.queue, 1)
+				s.release(t.queue, 1) // no agent has run: nothing goes ahead
 				continue
 			}
 			still = append(still, t)
@@ -115,21 +116,109 @@ func TestShares(t *testing.T) {
 		}
 	})
 
+}
+
+// paced is slots of which n have just been left, one each so many.
+func paced(s *slots, each time.Duration) {
+	now := time.Now()
+	for i := range s.left {
+		s.left[i] = now.Add(-each * time.Duration(paceOver-i))
+	}
+}
+
+func TestSlots(t *testing.T) {
+	t.Parallel()
+	pro, free := store.QueuePro, store.QueueFree
+	all := []string{free, pro, store.QueueStarter}
+
 	t.Run("AnOwedFinishHoldsTheDrainAndNoSlot", func(t *testing.T) {
 		t.Parallel()
 		s := newSlots(newShares(1, DefaultWeights, false))
-		s.take(store.QueuePro, 1)
-		s.releaseOwing(store.QueuePro)
+		s.take(pro, 1)
+		s.enter(pro, 0)
+		s.leave(pro, true)
 		if s.waitEmpty(0) {
 			t.Error("empty while a finish is owed")
 		}
-		if n := s.take(store.QueuePro, 1); n != 1 {
+		if n := s.take(pro, 1); n != 1 {
 			t.Error("the slot is not free")
 		}
-		s.release(store.QueuePro, 1)
+		s.release(pro, 1)
 		s.paid()
-		if !s.waitEmpty(0) {
+		if !s.waitEmpty(time.Minute) {
 			t.Error("not empty")
+		}
+	})
+
+	t.Run("ClaimsGoAheadAtThePaceOfReturnsAndByAQuarterAtMost", func(t *testing.T) {
+		t.Parallel()
+		for _, c := range []struct {
+			each time.Duration // between two returns
+			want int
+		}{{time.Second, 0}, {aheadTime, 1}, {aheadTime / 5, 5}, {time.Microsecond, 10}} {
+			s := newSlots(newShares(40, DefaultWeights, false))
+			if s.take(pro, 40) != 40 {
+				t.Fatal("no slots")
+			}
+			paced(s, c.each)
+			taken, _ := s.share(100, all)
+			if n := len(taken); n > c.want || n < c.want-1 { // time has passed
+				t.Errorf("%d claims go ahead with a return each %s, want %d", n, c.each, c.want)
+			}
+		}
+		if taken, _ := newSlots(newShares(40, DefaultWeights, false)).share(100, all); len(taken) != 40 {
+			t.Errorf("%d slots taken by a worker on which nothing has run", len(taken))
+		}
+	})
+
+	t.Run("NeverMoreAgentsRunThanThereAreSlotsAndEntrantsComeInOrder", func(t *testing.T) {
+		t.Parallel()
+		s := newSlots(newShares(4, DefaultWeights, false))
+		s.take(pro, 4)
+		for range 4 {
+			if !s.enter(pro, 0) {
+				t.Fatal("a free slot cannot be entered")
+			}
+		}
+		paced(s, time.Microsecond)
+		if taken, _ := s.share(1, []string{pro}); len(taken) != 1 {
+			t.Fatal("no claim goes ahead")
+		}
+		if s.enter(pro, time.Millisecond) {
+			t.Fatal("a fifth agent runs")
+		}
+		if s.wanted() {
+			t.Error("who has given up still waits")
+		}
+		entered := make(chan bool)
+		go func() { entered <- s.enter(pro, time.Minute) }()
+		for !s.wanted() {
+			time.Sleep(time.Millisecond)
+		}
+		s.leave(pro, false)
+		if !<-entered {
+			t.Error("the slot that was left is not entered")
+		}
+	})
+
+	t.Run("WhoWentAheadStaysOutOfTheReserve", func(t *testing.T) {
+		t.Parallel()
+		s := newSlots(newShares(10, DefaultWeights, false)) // 2 for pro
+		if s.take(free, 10) != 8 {
+			t.Fatal("the reserve is taken")
+		}
+		for range 8 {
+			s.enter(free, 0)
+		}
+		paced(s, time.Microsecond)
+		if taken, _ := s.share(1, []string{free}); len(taken) != 1 {
+			t.Fatal("no claim goes ahead")
+		}
+		if s.enter(free, time.Millisecond) {
+			t.Error("free runs in the reserve")
+		}
+		if s.take(pro, 1) != 1 || !s.enter(pro, 0) {
+			t.Error("pro does not get the reserve")
 		}
 	})
 }

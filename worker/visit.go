@@ -25,6 +25,7 @@ const (
 	shortTask  = 10 * time.Millisecond
 	sliceTime  = 50 * time.Millisecond
 	sliceTasks = 8
+	enterLimit = time.Second // how long a task that was claimed ahead waits for its slot, before it goes back to its place
 	visitLimit = time.Minute // then the slot is given back in any case: Asynq shows for how long a message has been active
 )
 
@@ -96,17 +97,23 @@ func (w *Worker) serve(ctx context.Context, t *asynq.Task) error {
 // The slot is free when the agent has returned, and the finish commits right behind it: the lease is held until then, so
 // the cap counts it, a drain waits for it, and a process that dies in between is recovered like one that dies before.
 func (w *Worker) work(v visit, a *attempt, task store.ClaimedTask) {
+	w.mu.Lock()
+	a.task, a.won = task.ID, true
+	w.mu.Unlock()
+	if !w.slots.enter(v.queue, enterLimit) {
+		w.finish(&store.Finish{Workspace: task.Workspace, Task: task.ID, Lease: task.Lease, Outcome: store.HandedBack}, task)
+		w.forget(map[uuid.UUID]*attempt{task.Lease: a})
+		w.slots.release(v.queue, 1)
+		return
+	}
 	for {
-		w.mu.Lock()
-		a.task, a.won = task.ID, true
-		w.mu.Unlock()
 		w.cfg.Metrics.running.Inc()
 		f := w.run(a.ctx, task)
 		v.ran++
 		w.cfg.Metrics.running.Dec()
 		if f == nil { // given up long ago, and its finish is booked
 			w.forget(map[uuid.UUID]*attempt{task.Lease: a})
-			w.slots.release(v.queue, 1)
+			w.slots.leave(v.queue, false)
 			return
 		}
 		w.mu.Lock()
@@ -114,7 +121,7 @@ func (w *Worker) work(v visit, a *attempt, task store.ClaimedTask) {
 		w.mu.Unlock()
 		coming := w.goOn(v, f)
 		if coming == nil {
-			w.slots.releaseOwing(v.queue)
+			w.slots.leave(v.queue, true)
 		}
 		next := w.finish(f, task)
 		w.forget(map[uuid.UUID]*attempt{task.Lease: a})
@@ -124,10 +131,13 @@ func (w *Worker) work(v visit, a *attempt, task store.ClaimedTask) {
 		}
 		if next == nil || next.Outcome != store.ClaimWon {
 			w.forget(coming)
-			w.slots.release(v.queue, 1)
+			w.slots.leave(v.queue, false)
 			return
 		}
 		a, task = coming[next.Task.Lease], next.Task
+		w.mu.Lock()
+		a.task, a.won = task.ID, true
+		w.mu.Unlock()
 	}
 }
 
@@ -136,7 +146,7 @@ func (w *Worker) work(v visit, a *attempt, task store.ClaimedTask) {
 func (w *Worker) goOn(v visit, f *store.Finish) map[uuid.UUID]*attempt {
 	last, served := time.Duration(f.Usage.AgentMS)*time.Millisecond, time.Since(v.began)
 	slice := last < shortTask && (served < sliceTime || v.ran < sliceTasks) && !w.gate.newcomer(v.queue)
-	if !slice && (served >= visitLimit || !w.gate.idle()) {
+	if !slice && (served >= visitLimit || w.slots.wanted() || !w.gate.idle()) {
 		return nil
 	}
 	c := &store.Claim{Workspace: f.Workspace, Lease: store.NewID(), Worker: *w.id.Load()}
