@@ -166,7 +166,7 @@ func capsFigures(took time.Duration, each int, wasted, violations float64) []fig
 // capsMuster: check fails at the first violation.
 func capsMuster(h *host, scale int) []figure {
 	f, each := newFleet(h), capsEach/scale
-	ws := f.workspaces(capsTenants, "starter")
+	ws := f.capped(capsTenants, capsCap)
 	c := newCountdown(capsTenants * each)
 	f.work(capsSlots, func(ctx context.Context, _ *tenant) { pause(ctx, capsTask); c.tick() })
 	time.Sleep(300 * time.Millisecond) // idle

@@ -83,6 +83,18 @@ func (f *fleet) workspaces(n int, plan string) []*tenant {
 	return all
 }
 
+// capped makes workspaces of Pro whose cap an operator has set: tiers below may not hold all slots.
+func (f *fleet) capped(n, most int) []*tenant {
+	all := f.workspaces(n, "pro")
+	system := store.NewSystem(f.env.System(f.h))
+	for _, t := range all {
+		_, err := system.SetLimits(context.Background(), t.id, map[string]int64{"concurrency": int64(most)}, store.Operator{Name: "bench"})
+		f.h.must(err)
+		t.cap = int64(most)
+	}
+	return all
+}
+
 // work starts a worker process's worth of worker; it ends with the case, or with halt. The agents are told whose task they
 // run; what runs of a workspace is counted and must not exceed its cap.
 func (f *fleet) work(slots int, run func(ctx context.Context, who *tenant)) {
