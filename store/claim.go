@@ -64,8 +64,7 @@ func claimAll(ctx context.Context, tx *sqlx.Tx, loads []*load, claims []*Claim) 
 	results := make(map[uuid.UUID]*Claimed, len(claims))
 	byID := loadsByID(loads)
 	var current []*Claim
-	wanted := make(map[uuid.UUID]int, len(claims)) // tasks, per workspace
-	most := 0
+	wanted := make(map[uuid.UUID]int64, len(claims)) // tasks, per workspace
 	for _, c := range claims {
 		l := byID[c.Workspace]
 		goesOn := c.Turn == uuid.Nil
@@ -78,10 +77,9 @@ func claimAll(ctx context.Context, tx *sqlx.Tx, loads []*load, claims []*Claim) 
 			l.withdraw() // the turn is used, whatever it finds
 		}
 		current = append(current, c)
-		wanted[c.Workspace] += 1 + len(c.More)
-		most = max(most, wanted[c.Workspace])
+		wanted[c.Workspace] += 1 + int64(len(c.More))
 	}
-	best, err := look(ctx, tx, loads, most+1) // one more than can run, to know whether to stand in line again
+	best, err := look(ctx, tx, loads, wanted) // one more than can run, to know whether to stand in line again
 	if err != nil {
 		return nil, nil, err
 	}

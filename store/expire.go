@@ -102,7 +102,7 @@ func (l *load) leave(ctx context.Context, tx *sqlx.Tx, n int) ([]Turn, error) {
 	}
 	l.Waiting -= n
 	if l.Turn != nil {
-		best, err := look(ctx, tx, []*load{l}, 1)
+		best, err := look(ctx, tx, []*load{l}, nil)
 		if err != nil {
 			return nil, err
 		}

@@ -46,7 +46,7 @@ func TestLineFunctionsKeepTheWalls(t *testing.T) {
 				Workspace uuid.UUID     `db:"workspace_id"`
 				Task      uuid.NullUUID `db:"id"`
 			}
-			if err := tx.Select(&seen, `SELECT workspace_id, id FROM line_look($1, 10)`, both); err != nil {
+			if err := tx.Select(&seen, `SELECT workspace_id, id FROM line_look($1, '{10,10}')`, both); err != nil {
 				t.Fatal(err)
 			}
 			tasks := map[uuid.UUID]int{}
@@ -134,7 +134,7 @@ func TestLineFunctionsKeepTheWalls(t *testing.T) {
 			var priorities []int
 			if _, err = tx.Exec(`SET LOCAL lock_timeout = '20s'`); err == nil {
 				if _, err = tx.Exec(`SELECT * FROM line_hold($1)`, pq.Array([]uuid.UUID{foreign})); err == nil {
-					err = tx.Select(&priorities, `SELECT t.priority FROM line_look($1, 1) l JOIN tasks t ON t.workspace_id = l.workspace_id AND t.id = l.id`,
+					err = tx.Select(&priorities, `SELECT t.priority FROM line_look($1, '{1}') l JOIN tasks t ON t.workspace_id = l.workspace_id AND t.id = l.id`,
 						pq.Array([]uuid.UUID{foreign}))
 				}
 			}

@@ -142,10 +142,14 @@ type runnable struct {
 	Needs     int64     `db:"needs_microusd"` // of the provider budget, micro-dollars; 0 unless a call was refused before
 }
 
-// look derives from leases what runs in each workspace and what it reserves, and returns the best n tasks that it could
-// run now, best first (index tasks_line, in order), with what is reserved of the provider budget where one of them has
-// been waiting for it. One statement: it is part of every claim and finish.
-func look(ctx context.Context, tx *sqlx.Tx, loads []*load, n int) (map[uuid.UUID][]runnable, error) {
+// look derives from leases what runs in each workspace and what it reserves, and returns the best tasks that it could
+// run now, one more than are wanted of it, best first (index tasks_line, in order), with what is reserved of the provider
+// budget where one of them has been waiting for it. One statement: it is part of every claim and finish.
+func look(ctx context.Context, tx *sqlx.Tx, loads []*load, wanted map[uuid.UUID]int64) (map[uuid.UUID][]runnable, error) {
+	most := make([]int64, len(loads))
+	for i, l := range loads {
+		most[i] = wanted[l.Workspace] + 1
+	}
 	var rows []struct {
 		Workspace uuid.UUID     `db:"workspace_id"`
 		Running   int           `db:"running"`
@@ -155,7 +159,7 @@ func look(ctx context.Context, tx *sqlx.Tx, loads []*load, n int) (map[uuid.UUID
 		Attempt   *int          `db:"attempt"`
 		Needs     *int64        `db:"needs_microusd"`
 	}
-	err := tx.SelectContext(ctx, &rows, `SELECT * FROM line_look($1, $2)`, uuids(workspacesOf(loads)), n)
+	err := tx.SelectContext(ctx, &rows, `SELECT * FROM line_look($1, $2)`, uuids(workspacesOf(loads)), bigints(most))
 	if err != nil {
 		return nil, fmt.Errorf("look for runnable work: %w", err)
 	}
@@ -182,7 +186,7 @@ func loadsByID(loads []*load) map[uuid.UUID]*load {
 // settle ends every change of what could run: it issues a turn for each workspace that has none, has room, quota, budget
 // and a task to run, and writes the load rows. The turns it returns go to Redis after the commit.
 func settle(ctx context.Context, tx *sqlx.Tx, loads ...*load) ([]Turn, error) {
-	best, err := look(ctx, tx, loads, 1)
+	best, err := look(ctx, tx, loads, nil)
 	if err != nil {
 		return nil, err
 	}

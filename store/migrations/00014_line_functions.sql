@@ -48,23 +48,23 @@ END
 $$;
 -- +goose StatementEnd
 -- +goose StatementBegin
--- For each workspace what runs and what that reserves, by its leases, and its best most tasks that could run, best first
--- (index tasks_line, in order); one row with a null task where there is none.
-CREATE FUNCTION line_look(workspaces uuid[], most integer) RETURNS TABLE (workspace_id uuid, running bigint, reserved bigint, id uuid,
+-- For each workspace what runs and what that reserves, by its leases, and its best tasks that could run, so many at
+-- most, best first (index tasks_line, in order); one row with a null task where there is none.
+CREATE FUNCTION line_look(workspaces uuid[], most bigint[]) RETURNS TABLE (workspace_id uuid, running bigint, reserved bigint, id uuid,
     timeout_ms integer, attempt integer, needs_microusd bigint)
 LANGUAGE plpgsql VOLATILE AS
 $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY SELECT w.id, r.running, r.reserved, t.id, t.timeout_ms, t.attempt, t.needs_microusd
-        FROM unnest(workspaces) w (id)
+        FROM unnest(workspaces, most) w (id, most)
         CROSS JOIN LATERAL (
             SELECT count(*) AS running, coalesce(sum(l.reserved_ms), 0)::bigint AS reserved FROM public.leases l WHERE l.workspace_id = w.id) r
         LEFT JOIN LATERAL (
             SELECT t.id, t.timeout_ms, t.attempt, t.priority, t.needs_microusd FROM public.tasks t WHERE t.workspace_id = w.id AND t.status = 'queued'
                 AND (t.expires_at IS NULL OR t.expires_at > now()) -- see store/expire.go
                 AND NOT EXISTS (SELECT 1 FROM public.leases l WHERE l.workspace_id = t.workspace_id AND l.task_id = t.id)
-            ORDER BY t.priority DESC, t.id LIMIT most) t ON true
+            ORDER BY t.priority DESC, t.id LIMIT w.most) t ON true
         ORDER BY w.id, t.priority DESC, t.id;
 END
 $$;
