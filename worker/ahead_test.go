@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,24 +17,32 @@ import (
 // what was claimed ahead goes back to its place, for whoever has a slot; no attempt is spent.
 func TestATaskClaimedAheadInVainGoesBack(t *testing.T) {
 	t.Parallel()
-	release := make(chan struct{})
-	r, _ := startLooking(t, 40, func(_ context.Context, a agent.Task, _ agent.Recorder) (agent.Result, error) {
-		if a.Prompt == "long" {
-			<-release
+	const slots, workspaces = 40, 60
+	burst, release, started := make(chan struct{}), make(chan struct{}), make(chan struct{}, 2*workspaces)
+	var starts atomic.Int64
+	r, _ := startLooking(t, slots, func(context.Context, agent.Task, agent.Recorder) (agent.Result, error) {
+		started <- struct{}{}
+		if starts.Add(1) <= slots {
+			<-burst // all of these return at once
 			return agent.Result{Output: "ok"}, nil
 		}
-		time.Sleep(12 * time.Millisecond)
+		<-release
 		return agent.Result{Output: "ok"}, nil
 	})
 	ids := map[uuid.UUID][]uuid.UUID{}
-	for range 8 {
+	for range workspaces {
 		ws := storetest.NewWorkspace(t, r.env, "pro")
-		tasks := make([]store.NewTask, 40)
-		for i := range tasks {
-			tasks[i] = task("short")
-		}
-		ids[ws] = r.submit(ws, append(tasks, make10("long")...)...)
+		ids[ws] = r.submit(ws, task("one"), task("two"))
 	}
+	for range slots {
+		<-started
+	}
+	rdb := r.env.Redis(t)
+	for rdb.LLen(context.Background(), "asynq:{pro}:pending").Val() < workspaces-slots/2 { // no workspace has had more than two
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(20 * time.Millisecond) // no task that has begun is shorter than shortTask: no slot goes on
+	close(burst)
 	admin := r.env.Admin(t)
 	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		var back, leases int
@@ -43,11 +52,11 @@ func TestATaskClaimedAheadInVainGoesBack(t *testing.T) {
 		if err := admin.Get(&leases, `SELECT count(*) FROM leases`); err != nil {
 			t.Fatal(err)
 		}
-		if back > 0 && leases == 40 {
+		if back > 0 && leases == slots {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%d handed back, %d leases for 40 slots", back, leases)
+			t.Fatalf("%d handed back, %d leases for %d slots", back, leases, slots)
 		}
 	}
 	close(release)
