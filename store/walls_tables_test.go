@@ -262,7 +262,7 @@ var tables = map[string]walls{
 	"webhook_deliveries": {seed: `INSERT INTO webhook_deliveries (workspace_id, endpoint_id, id, type, data)
 		SELECT $1::uuid, gen_random_uuid(), gen_random_uuid(), 'task.failed', '{}' WHERE $2::uuid IS NOT NULL`,
 		api: "s i u(data,status,attempts,next_at,delivered_at)", worker: "i", workerSees: "i",
-		system: "s i d u(status,attempts,next_at,last_at,last_status,last_error,last_ms,delivered_at)",
+		system: "s i d u(data,status,attempts,next_at,last_at,last_status,last_error,last_ms,delivered_at)",
 		checks: map[string]check{
 			"webhook_deliveries_type_check":     {`type = 'task.dreamt'`, `type = 'webhook.test'`},
 			"webhook_deliveries_status_check":   {`status = 'lost'`, `status = 'dead'`},

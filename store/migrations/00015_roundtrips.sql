@@ -208,6 +208,7 @@ END $$;
 
 REVOKE EXECUTE ON FUNCTION waiting_reason, line_position, submit_tasks, check_session, check_key, allowance, claim_key FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION waiting_reason, line_position, submit_tasks, check_session, check_key, allowance, claim_key TO muster_api;
+GRANT EXECUTE ON FUNCTION waiting_reason, line_position, allowance TO muster_system; -- operators' commands
 
 -- +goose Down
 DROP FUNCTION claim_key, allowance, check_key, check_session, submit_tasks, line_position, waiting_reason;

@@ -123,7 +123,7 @@ CREATE POLICY system_line ON webhook_deliveries TO muster_system USING (true) WI
 GRANT SELECT, DELETE, UPDATE (enabled, disabled_why, disabled_at, lease, leased_until, slow, failures, failing_since, not_before, letter_tries, letter_at,
     updated_at) ON webhook_endpoints TO muster_system;
 GRANT SELECT, DELETE ON webhook_secrets TO muster_system;
-GRANT SELECT, INSERT, DELETE, UPDATE (status, attempts, next_at, last_at, last_status, last_error, last_ms, delivered_at) ON webhook_deliveries TO muster_system;
+GRANT SELECT, INSERT, DELETE, UPDATE (data, status, attempts, next_at, last_at, last_status, last_error, last_ms, delivered_at) ON webhook_deliveries TO muster_system;
 
 -- +goose Down
 DROP TABLE webhook_deliveries, webhook_secrets, webhook_endpoints;
