@@ -39,7 +39,7 @@ func TestLineFunctionsKeepTheWalls(t *testing.T) {
 	t.Run("TheAPILocksAndLooksAtItsWorkspaceAlone", func(t *testing.T) {
 		inOwn(t, func(tx *sqlx.Tx) {
 			var locked []uuid.UUID
-			if err := tx.Select(&locked, `SELECT workspace_id FROM line_hold($1)`, both); err != nil || len(locked) != 1 || locked[0] != own {
+			if err := tx.Select(&locked, `SELECT workspace_id FROM line_lock($1)`, both); err != nil || len(locked) != 1 || locked[0] != own {
 				t.Errorf("locked %v, %v", locked, err)
 			}
 			var seen []struct {
@@ -133,7 +133,7 @@ func TestLineFunctionsKeepTheWalls(t *testing.T) {
 			defer tx.Rollback()
 			var priorities []int
 			if _, err = tx.Exec(`SET LOCAL lock_timeout = '20s'`); err == nil {
-				if _, err = tx.Exec(`SELECT * FROM line_hold($1)`, pq.Array([]uuid.UUID{foreign})); err == nil {
+				if _, err = tx.Exec(`SELECT * FROM line_lock($1)`, pq.Array([]uuid.UUID{foreign})); err == nil {
 					err = tx.Select(&priorities, `SELECT t.priority FROM line_look($1, '{1}') l JOIN tasks t ON t.workspace_id = l.workspace_id AND t.id = l.id`,
 						pq.Array([]uuid.UUID{foreign}))
 				}

@@ -71,7 +71,7 @@ const (
 // lockLoads locks the load rows of the given workspaces in id order and returns them; unknown ones are left out.
 func lockLoads(ctx context.Context, tx *sqlx.Tx, workspaces []uuid.UUID) ([]*load, error) {
 	var loads []*load
-	if err := tx.SelectContext(ctx, &loads, `SELECT * FROM line_hold($1)`, uuids(workspaces)); err != nil {
+	if err := tx.SelectContext(ctx, &loads, `SELECT * FROM line_lock($1)`, uuids(workspaces)); err != nil {
 		return nil, fmt.Errorf("lock load rows: %w", err)
 	}
 	return loads, nil

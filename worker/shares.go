@@ -46,9 +46,8 @@ func (s *shares) room(queue string, held map[string]int) int {
 }
 
 // pick chooses the queue that the next slot is for, of those that are free or, so many ahead, soon will be; false when none
-// may have it. Each queue is chosen with a
-// probability in proportion to what it lacks of its share, so that a worker with one slot starves nobody either; when none
-// lacks anything, the one that is least above its share.
+// may have it. Each queue is chosen with a probability in proportion to what it lacks of its share, so that a worker with
+// one slot starves nobody either; when none lacks anything, the one that is least above its share.
 func (s *shares) pick(held map[string]int, queues []string, ahead int) (queue string, ok bool) {
 	sum := 0
 	for _, w := range s.weights {

@@ -5,33 +5,12 @@
 -- than half of the time that it spent on them. What stands in a PL/pgSQL function is planned at its first call on a connection.
 --
 -- Invokers' rights, so row-level security and grants hold inside as outside. VOLATILE, so each statement inside has a
--- snapshot of its own under READ COMMITTED, as it had alone: line_lock, then line_look in a later call, loses no wake-up.
+-- snapshot of its own under READ COMMITTED, as it had alone: line_lock (00017), then line_look in a later call, loses no wake-up.
 -- Names are qualified and the callers' search_path is not asked.
 --
 -- Deploy story: additive; older processes do not call them. Migrate before this version's processes start.
 
 -- +goose Up
--- +goose StatementBegin
--- Locks the load rows of workspaces in id order and returns them (store/load.go). A period that has passed reads as a
--- fresh one. Unknown workspaces are left out.
-CREATE FUNCTION line_lock(workspaces uuid[]) RETURNS TABLE (workspace_id uuid, queue text, cap integer, max_waiting integer, waiting integer,
-    paused text[], turn uuid, turn_at timestamptz, quota_ms bigint, leaving boolean, now timestamptz, models text[],
-    overage_enabled boolean, spend_cap_cents bigint, overage_allowance_ms bigint, provider_budget_microusd bigint, max_task_cost_microusd bigint,
-    period date, used_ms bigint, overage_used_ms bigint, provider_used_microusd bigint)
-LANGUAGE plpgsql VOLATILE AS
-$$
-#variable_conflict use_column
-DECLARE
-    month date := date_trunc('month', now() AT TIME ZONE 'UTC')::date;
-BEGIN
-    RETURN QUERY SELECT w.workspace_id, w.queue, w.cap, w.max_waiting, w.waiting, w.paused, w.turn, w.turn_at, w.quota_ms, w.leaving, now(), w.models,
-            w.overage_enabled, w.spend_cap_cents, w.overage_allowance_ms, w.provider_budget_microusd, w.max_task_cost_microusd,
-            greatest(w.period, month), CASE WHEN w.period < month THEN 0 ELSE w.used_ms END,
-            CASE WHEN w.period < month THEN 0 ELSE w.overage_used_ms END, CASE WHEN w.period < month THEN 0 ELSE w.provider_used_microusd END
-        FROM public.workspace_load w WHERE w.workspace_id = ANY (workspaces) ORDER BY w.workspace_id FOR NO KEY UPDATE;
-END
-$$;
--- +goose StatementEnd
 -- +goose StatementBegin
 -- Writes what the line changes in load rows.
 CREATE FUNCTION line_save(workspaces uuid[], waiting bigint[], turns uuid[], turns_at timestamptz[], periods date[], used_ms bigint[],
@@ -144,10 +123,10 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
-REVOKE ALL ON FUNCTION line_lock, line_save, line_look, line_end, line_lease, line_book FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION line_lock, line_save, line_look TO muster_api, muster_worker, muster_system;
+REVOKE ALL ON FUNCTION line_save, line_look, line_end, line_lease, line_book FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION line_save, line_look TO muster_api, muster_worker, muster_system;
 GRANT EXECUTE ON FUNCTION line_end, line_book TO muster_worker, muster_system;
 GRANT EXECUTE ON FUNCTION line_lease TO muster_worker;
 
 -- +goose Down
-DROP FUNCTION line_book, line_lease, line_end, line_look, line_save, line_lock;
+DROP FUNCTION line_book, line_lease, line_end, line_look, line_save;

@@ -15,8 +15,9 @@ ALTER TABLE workspaces FORCE ROW LEVEL SECURITY;
 ALTER TABLE workspace_load ADD COLUMN webhooks boolean NOT NULL DEFAULT false;
 GRANT UPDATE (webhooks) ON workspace_load TO muster_api;
 -- +goose StatementBegin
--- line_lock (00014) with that column. line_lock stays for processes of the version before, who know its columns.
-CREATE FUNCTION line_hold(workspaces uuid[]) RETURNS TABLE (workspace_id uuid, queue text, cap integer, max_waiting integer, waiting integer,
+-- Locks the load rows of workspaces in id order and returns them (store/load.go). A period that has passed reads as a
+-- fresh one. Unknown workspaces are left out.
+CREATE FUNCTION line_lock(workspaces uuid[]) RETURNS TABLE (workspace_id uuid, queue text, cap integer, max_waiting integer, waiting integer,
     paused text[], turn uuid, turn_at timestamptz, quota_ms bigint, leaving boolean, now timestamptz, models text[], webhooks boolean,
     overage_enabled boolean, spend_cap_cents bigint, overage_allowance_ms bigint, provider_budget_microusd bigint, max_task_cost_microusd bigint,
     period date, used_ms bigint, overage_used_ms bigint, provider_used_microusd bigint)
@@ -34,8 +35,8 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
-REVOKE ALL ON FUNCTION line_hold FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION line_hold TO muster_api, muster_worker, muster_system;
+REVOKE ALL ON FUNCTION line_lock FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION line_lock TO muster_api, muster_worker, muster_system;
 
 CREATE TABLE webhook_endpoints (
     workspace_id   uuid NOT NULL,
@@ -127,7 +128,7 @@ GRANT SELECT, INSERT, DELETE, UPDATE (data, status, attempts, next_at, last_at, 
 
 -- +goose Down
 DROP TABLE webhook_deliveries, webhook_secrets, webhook_endpoints;
-DROP FUNCTION line_hold;
+DROP FUNCTION line_lock;
 REVOKE UPDATE (webhooks) ON workspace_load FROM muster_api;
 ALTER TABLE workspace_load DROP COLUMN webhooks;
 ALTER TABLE workspaces DROP COLUMN max_webhooks;
