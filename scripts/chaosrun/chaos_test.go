@@ -26,13 +26,14 @@ func mustRead(t *testing.T, path string) []byte {
 }
 
 // TestChaos is the short run: real processes, 600 tasks and more, while the API, a worker, the scheduler, Redis and Postgres
-// are killed, Redis is flushed and emptied, Redis and Postgres are cut off, a worker stands still, and replies are lost. The
-// whole, with cuts of 90 s and everything twice, is scripts/chaos. CHAOS_SEED repeats a run.
+// are killed, Redis is flushed and emptied, Redis and Postgres are cut off, a worker stands still, replies are lost, and the
+// processes' clocks are stepped. The whole, with cuts of 90 s and everything twice, is scripts/chaos. CHAOS_SEED repeats a run.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	muster := filepath.Join(dir, "muster")
-	build := exec.Command("go", append([]string{"build"}, append(buildFlags, "-o", muster, "github.com/generic-corp/muster")...)...)
+	build := exec.Command("go", slices.Concat([]string{"build", "-overlay", "scripts/chaosrun/overlay.json", "-o", muster}, buildFlags, []string{"."})...)
+	build.Dir = filepath.Join("..", "..")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build muster: %v\n%s", err, out)
 	}

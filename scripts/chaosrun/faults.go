@@ -21,7 +21,7 @@ type fault struct {
 }
 
 // faults are all of them, in the order of the summary.
-var faults = slices.Concat(processFaults, serverFaults, networkFaults)
+var faults = slices.Concat(processFaults, serverFaults, clockFaults, networkFaults)
 
 // round is faults that are fired together.
 type round []fault

@@ -22,7 +22,6 @@ var serverFaults = []fault{
 	{"restart-postgres", "Postgres is restarted (fast)", 6 * time.Second, restartPostgres(false)},
 	{"kill-postgres", "kill -9 of Postgres; started again", 8 * time.Second, restartPostgres(true)},
 	{"disk-full", "Postgres' disk is full for 10 s", 20 * time.Second, fillDisk},
-	{"clock-steps", "Postgres' clock is set 60 s ahead, right, 60 s behind, and right again", 50 * time.Second, stepClocks},
 }
 
 // turnsInLine waits until turns stand in Redis, for what is lost to be something.
@@ -211,63 +210,6 @@ func answersSQL(ctx context.Context, s *stage) bool {
 		defer cancel()
 		return s.db.PingContext(ping) == nil
 	}) == nil
-}
-
-// clocks steps what Postgres takes for the time: it runs under libfaketime, which reads the offset from a file. Our own
-// processes are written in Go and ask the kernel directly; for them Postgres' step is a step the other way. Debian's Redis
-// does not start under libfaketime, for its allocator's sake; nothing but the ends of rate limits hangs on its clock.
-type clocks struct{ library, file string }
-
-// newClocks finds libfaketime.
-func newClocks(dir string) (*clocks, error) {
-	for _, pattern := range []string{"/usr/lib/*/faketime/libfaketime.so.1", "/usr/lib/faketime/libfaketime.so.1", "/usr/local/lib/faketime/libfaketime.so.1"} {
-		if found, _ := filepath.Glob(pattern); len(found) > 0 {
-			c := &clocks{library: found[0], file: filepath.Join(dir, "clock")}
-			return c, c.set(0)
-		}
-	}
-	return nil, fmt.Errorf("libfaketime is not installed (apt-get install libfaketime)")
-}
-
-// env is the server's environment. Only the wall clock is stepped: the monotonic one never is, in life either.
-func (c *clocks) env() []string {
-	return []string{"LD_PRELOAD=" + c.library, "FAKETIME_TIMESTAMP_FILE=" + c.file, "FAKETIME_CACHE_DURATION=1",
-		"FAKETIME_DONT_FAKE_MONOTONIC=1", "DONT_FAKE_MONOTONIC=1"}
-}
-
-func (c *clocks) set(offset time.Duration) error {
-	return os.WriteFile(c.file, fmt.Appendf(nil, "%+d\n", int(offset.Seconds())), 0o644)
-}
-
-func stepClocks(ctx context.Context, s *stage, f *firing) error {
-	if s.clocks == nil {
-		return errNotRun
-	}
-	off := func() (beyondOurs time.Duration) {
-		var now time.Time
-		if err := s.db.GetContext(ctx, &now, `SELECT clock_timestamp()`); err == nil {
-			beyondOurs = time.Until(now)
-		}
-		return beyondOurs.Round(time.Second)
-	}
-	for _, step := range []time.Duration{60 * time.Second, 0, -60 * time.Second, 0} {
-		if err := s.clocks.set(step); err != nil {
-			return err
-		}
-		if err := until(ctx, 10*time.Second, fmt.Sprintf("the clock to step to %s", step), func() bool { return (off() - step).Abs() <= 2*time.Second }); err != nil {
-			return err
-		}
-		f.say("it said %+.0f s", off().Seconds())
-		if step != 0 {
-			f.lift() // everything goes on under a wrong clock
-			if err := f.recover(ctx); err != nil {
-				return fmt.Errorf("with the clock at %s: %w", step, err)
-			}
-		}
-		pause(ctx, s.between(3*time.Second, 8*time.Second))
-	}
-	f.lift()
-	return nil
 }
 
 // errNotRun: the machine does not allow the fault; newStage has said why.

@@ -126,7 +126,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if o.seed == 0 {
 		o.seed = rand.Uint64N(1_000_000) + 1
 	}
-	cfg := o.config(filepath.Join(bin, "muster"))
+	cfg := o.config(filepath.Join(bin, "muster-chaos"))
 	cfg.say = func(format string, args ...any) { fmt.Fprintf(stderr, format+"\n", args...) }
 	fmt.Fprintf(stdout, "seed %d, about %s\n", o.seed, expected(cfg.plan).Round(time.Minute))
 	r, err := perform(ctx, cfg)
@@ -195,7 +195,7 @@ func fullPlan(rng *rand.Rand) (plan []round) {
 	rng.Shuffle(len(plan), func(i, j int) { plan[i], plan[j] = plan[j], plan[i] })
 	pairs := [][2]string{{"kill-worker", "flush-redis"}, {"kill-scheduler", "kill-worker"}, {"cut-redis-10", "kill-api"}, {"kill-postgres", "lose-answers"},
 		{"cut-postgres-10", "kill-worker"}, {"cut-redis-10", "stop-worker-18"}, {"kill-redis-lose", "lose-commits-worker"},
-		{"clock-steps", "flush-redis"}, {"clock-steps", "kill-worker"}}
+		{"clock-steps", "flush-redis"}, {"clock-steps", "kill-worker"}, {"clock-steps-muster", "kill-worker"}}
 	rng.Shuffle(len(pairs), func(i, j int) { pairs[i], pairs[j] = pairs[j], pairs[i] })
 	for _, p := range pairs {
 		plan = append(plan, round{byName(p[0]), byName(p[1])})
@@ -210,7 +210,7 @@ func quickPlan() (plan []round) {
 		{"flush-redis", "kill-api", "restart-postgres"},
 		{"kill-redis-lose", "kill-postgres"},
 		{"cut-redis-35", "stop-worker-18"},
-		{"cut-postgres-10"},
+		{"cut-postgres-10", "clock-steps-muster"},
 	} {
 		var r round
 		for _, name := range names {

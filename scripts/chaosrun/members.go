@@ -18,18 +18,20 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/generic-corp/muster/scripts/chaosrun/steppedclock"
 	"github.com/generic-corp/muster/scripts/childprocess"
 )
 
 // member is a muster process of the run, and whoever starts it again: like systemd or muster up it sees to it that the
 // process runs, until the run ends. The n-th process of a member is called NAME.n.
 type member struct {
-	name string
-	argv []string
-	env  func(proc string) []string
-	ops  string // host:port of its operators' listener, over all its processes
-	log  string // a file, likewise
-	hist *history
+	name  string
+	argv  []string
+	env   func(proc string) []string
+	ops   string // host:port of its operators' listener, over all its processes
+	log   string // a file, likewise
+	clock string // a file that sets their wall clock; see steppedclock
+	hist  *history
 
 	mu     sync.Mutex
 	proc   *childprocess.Process
@@ -198,11 +200,11 @@ func (s *stage) join(ctx context.Context, name string, argv []string, vars map[s
 	if err != nil {
 		return err
 	}
-	m := &member{name: name, argv: append([]string{s.cfg.muster}, argv...), ops: "127.0.0.1:" + ops, log: filepath.Join(s.dir, name+".log"), hist: s.hist,
-		done: make(chan struct{})}
+	m := &member{name: name, argv: append([]string{s.cfg.muster}, argv...), ops: "127.0.0.1:" + ops, log: filepath.Join(s.dir, name+".log"),
+		clock: filepath.Join(s.dir, name+".clock"), hist: s.hist, done: make(chan struct{})}
 	m.env = func(proc string) []string {
 		all := maps.Clone(vars)
-		all["PATH"], all["OPS_ADDR"] = os.Getenv("PATH"), m.ops
+		all["PATH"], all["OPS_ADDR"], all[steppedclock.Variable] = os.Getenv("PATH"), m.ops, m.clock
 		if more != nil {
 			maps.Copy(all, more(proc))
 		}

@@ -23,6 +23,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/generic-corp/muster/billing/stripetest"
+	"github.com/generic-corp/muster/scripts/chaosrun/steppedclock"
 	"github.com/generic-corp/muster/scripts/privateservers"
 	"github.com/generic-corp/muster/store"
 	"github.com/generic-corp/muster/store/storetest"
@@ -61,7 +62,7 @@ type stage struct {
 	members []*member
 	vars    map[string]string // of commands
 	api     string            // base URL, through the wire client>api
-	clocks  *clocks           // nil: they cannot be stepped
+	clocks  *clocks           // of Postgres; nil: it cannot be stepped
 	disk    *smallDisk        // nil: it cannot be filled
 	load    *load
 
@@ -98,6 +99,9 @@ func newStage(ctx context.Context, cfg config) (s *stage, err error) {
 		} else {
 			sc.Postgres.Env = s.clocks.env()
 		}
+	}
+	if s.wants("clock-steps-muster") && !steppedclock.Supported {
+		cfg.say("clock-steps-muster is not run: it needs Linux on amd64")
 	}
 	if s.servers, err = privateservers.Start(ctx, sc); err != nil {
 		return s, err
