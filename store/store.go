@@ -60,12 +60,11 @@ func Open(ctx context.Context, rawURL string, maxConns int) (*sqlx.DB, error) {
 		q.Set("sslmode", "disable")
 	}
 	u.RawQuery = q.Encode()
-	connector, err := pq.NewConnector(u.String())
+	c, err := pq.NewConnector(u.String())
 	if err != nil {
 		return nil, fmt.Errorf("open database at %s: %w", u.Host, err)
 	}
-	connector.Dialer(newDialer())
-	db := sqlx.NewDb(sql.OpenDB(connector), "postgres")
+	db := sqlx.NewDb(sql.OpenDB(connector{c}), "postgres")
 	db.SetMaxOpenConns(maxConns)
 	db.SetMaxIdleConns(maxConns)
 	db.SetConnMaxIdleTime(5 * time.Minute)

@@ -67,7 +67,7 @@ func cutServer(server string, length time.Duration) fault {
 			return errors.New("agents were canceled")
 		}
 		if server == "redis" {
-			f.say("%d requests were acknowledged during it, after %d ms at most", byStatus["202"], slowest.Milliseconds())
+			f.say("%d requests were acknowledged during it, none was answered after more than %d ms", byStatus["202"], slowest.Milliseconds())
 			if byStatus["202"] == 0 {
 				return errors.New("without Redis no task was accepted")
 			}
@@ -76,7 +76,10 @@ func cutServer(server string, length time.Duration) fault {
 		if err := until(ctx, 20*time.Second, "beats that failed", func() bool { return beatFailures(s) > before }); err != nil {
 			return err
 		}
-		f.say("%.0f beats failed, %d requests got 503, %d none", beatFailures(s)-before, byStatus["503"], byStatus["0"])
+		f.say("%.0f beats failed, %d requests got 503, after %.1f s at most, %d no answer", beatFailures(s)-before, byStatus["503"], slowest.Seconds(), byStatus["0"])
+		if f.alone && byStatus["0"] > 0 {
+			return errors.New("requests were left without an answer")
+		}
 		return nil
 	}}
 }

@@ -373,9 +373,7 @@ func (l *load) since(at int64) (byStatus map[string]int, slowest time.Duration) 
 	for _, e := range l.answers {
 		if e.At >= at {
 			byStatus[e.Status]++
-			if e.Status == "202" {
-				slowest = max(slowest, time.Duration(e.Took)*time.Millisecond)
-			}
+			slowest = max(slowest, time.Duration(e.Took)*time.Millisecond)
 			if e.Replayed {
 				byStatus["replayed"]++
 			}
