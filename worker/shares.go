@@ -31,18 +31,19 @@ func newShares(size int, weights map[string]int, strict bool) shares {
 	return s
 }
 
-// room is how many more slots a queue might hold, were they free.
+// room is how many more slots a queue may hold beside those that are held.
 func (s *shares) room(queue string, held map[string]int) int {
-	n := s.size
-	if queue != store.QueuePro {
-		n -= s.reserve
-	}
+	all, below := s.size, s.size-s.reserve // what is left of all slots, and of those for the tiers below pro
 	for q, slots := range held {
-		if queue == store.QueuePro || q != store.QueuePro {
-			n -= slots
+		all -= slots
+		if q != store.QueuePro {
+			below -= slots
 		}
 	}
-	return n
+	if queue == store.QueuePro {
+		return all
+	}
+	return min(all, below)
 }
 
 // pick chooses the queue that the next slot is for, of those that are free or, so many ahead, soon will be; false when none

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"math"
+	"slices"
 	"testing"
 	"time"
 
@@ -198,6 +199,41 @@ func TestSlots(t *testing.T) {
 		s.leave(pro, false)
 		if !<-entered {
 			t.Error("the slot that was left is not entered")
+		}
+	})
+
+	t.Run("WhicheverTiersGoAheadNeverMoreAgentsRunThanThereAreSlots", func(t *testing.T) {
+		t.Parallel()
+		const size = 50
+		s := newSlots(newShares(size, DefaultWeights, false))
+		var running, waiting []string // queues of agents, and of those who have claimed ahead
+		left, ahead := map[string]int{}, 0
+		for step := range 10 * size {
+			taken, _ := s.share(size, all)
+			waiting = slices.DeleteFunc(append(waiting, taken...), func(q string) bool {
+				if !s.enter(q, 0) {
+					return false
+				}
+				running = append(running, q)
+				return true
+			})
+			below := 0
+			for _, q := range running {
+				if q != pro {
+					below++
+				}
+			}
+			if len(running) > size || below > size-s.reserve {
+				t.Fatalf("step %d: %d agents run in %d slots, %d of them below pro", step, len(running), size, below)
+			}
+			ahead = max(ahead, len(waiting))
+			paced(s, time.Microsecond)
+			left[running[0]]++
+			s.leave(running[0], false)
+			running = running[1:]
+		}
+		if ahead < size/aheadShare || left[pro] == 0 || left[free] == 0 || left[store.QueueStarter] == 0 {
+			t.Errorf("%d claims went ahead, and agents of %v returned: it shows too little", ahead, left)
 		}
 	})
 

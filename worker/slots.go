@@ -68,7 +68,7 @@ func (s *slots) overdraft() int {
 func (s *slots) take(queue string, n int) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n = max(0, min(n, s.free(), s.room(queue, s.held)))
+	n = max(0, min(n, s.room(queue, s.held)))
 	s.held[queue] += n
 	return n
 }
@@ -77,7 +77,7 @@ func (s *slots) take(queue string, n int) int {
 func (s *slots) takeOr(queue string) (freed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.free() <= 0 || s.room(queue, s.held) <= 0 {
+	if s.room(queue, s.held) <= 0 {
 		return s.freed
 	}
 	s.held[queue]++
