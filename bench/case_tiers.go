@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -54,25 +55,42 @@ func tiersMuster(h *host, scale int) []figure {
 }
 
 const (
-	proWait = "Free tasks 60 s: p99 of Pro's wait"
-	freeGap = "Free tasks 60 s: longest time without a start of Free"
+	longFree  = "Free tasks 60 s: "
+	proWait   = longFree + "p99 of Pro's wait"
+	freeGap   = longFree + "longest time without a start of Free"
+	equalWait = "Free tasks 60 s, the others' exactly 1 s: p99 of Pro's wait"
 )
 
-// longFreeMuster: tasks of Free take a minute, all others a second. The first half minute, in which the slots fill, does
-// not count; the next minute does.
+// longFreeMuster: tasks of Free take a minute, all others a second, give or take a tenth. The first half minute, in which
+// the slots fill, does not count; the next minute does.
+func longFreeMuster(h *host, scale int) []figure {
+	w, measured := longFreeWaits(h, scale, 100*time.Millisecond)
+	return []figure{{proWait, ms(percentile(w.pro, 99)), "ms"},
+		{longFree + "starts of Pro", float64(w.starts[0]) / measured.Seconds(), "/s"},
+		{longFree + "starts of Starter", float64(w.starts[1]) / measured.Seconds(), "/s"},
+		{freeGap, w.freeGap.Seconds(), "s"}}
+}
+
+// equalSecondsMuster is the same with tasks of exactly a second. What begins together then ends together, and goes on doing so: the
+// slots fall free in waves, a second and a claim apart, and a workspace that does not get into one of them waits for the next.
+func equalSecondsMuster(h *host, scale int) []figure {
+	w, _ := longFreeWaits(h, scale, 0)
+	return []figure{{equalWait, ms(percentile(w.pro, 99)), "ms"}}
+}
+
+// longFreeWaits measures, with tasks of Pro and Starter that take a second, more or less by up to so much.
 //
 // A workspace of Pro waits for its next start from when it could have it: it has runnable work and runs fewer than its cap.
-// That is since its last start, or since a task's end brought it below its cap, whichever came later. Waits that are not
-// over at the end count as long as they have lasted. For Free it is told how long no workspace of it started anything: its share of
-// the slots may be held by its own tasks for a minute.
-func longFreeMuster(h *host, scale int) []figure {
+// That is since its last start, or since a task's end brought it below its cap, whichever came later. For Free it is told how
+// long no workspace of it started anything: its share of the slots may be held by its own tasks for a minute.
+func longFreeWaits(h *host, scale int, spread time.Duration) (w *waits, measured time.Duration) {
 	free, settle, measured := 60*time.Second, 30*time.Second, 60*time.Second
 	if scale > 1 {
 		free, settle, measured = free/3, settle/2, measured/3
 	}
 	f := newFleet(h)
 	tier := saturate(f, [3]int{100, 100, 10})
-	w := waits{since: map[*tenant]time.Time{}}
+	w = &waits{since: map[*tenant]time.Time{}}
 	for who, i := range tier {
 		w.end(who, i) // they wait from the beginning
 	}
@@ -81,21 +99,20 @@ func longFreeMuster(h *host, scale int) []figure {
 		if tier[who] == 2 {
 			pause(ctx, free)
 		} else {
-			pause(ctx, time.Second)
+			pause(ctx, time.Second-spread+rand.N(2*spread+1))
 		}
 		w.end(who, tier[who])
 	})
 	time.Sleep(settle)
 	w.measure(true)
 	time.Sleep(measured)
-	pro, gap := w.measure(false)
+	w.measure(false)
 	f.check()
-	if len(pro) == 0 {
+	if len(w.pro) == 0 {
 		h.Fatal("Pro started nothing")
 	}
-	slices.Sort(pro)
-	return []figure{{proWait, ms(percentile(pro, 99)), "ms"}, {"Free tasks 60 s: starts of Pro", float64(len(pro)) / measured.Seconds(), "/s"},
-		{freeGap, gap.Seconds(), "s"}}
+	slices.Sort(w.pro)
+	return w, measured
 }
 
 // waits are measured between two calls of measure.
@@ -103,6 +120,7 @@ type waits struct {
 	mu      sync.Mutex
 	since   map[*tenant]time.Time // Pro's workspaces: since when each waits; without one it is at its cap or has not begun
 	pro     []time.Duration
+	starts  [3]int64
 	freeAt  time.Time // the last start of Free
 	freeGap time.Duration
 	on      bool
@@ -112,6 +130,9 @@ func (w *waits) start(who *tenant, tier int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := time.Now()
+	if w.on {
+		w.starts[tier]++
+	}
 	switch tier {
 	case 0:
 		if since, waiting := w.since[who]; waiting && w.on {
@@ -138,17 +159,16 @@ func (w *waits) end(who *tenant, tier int) {
 	}
 }
 
-// measure begins, or ends and returns what was measured.
-func (w *waits) measure(on bool) (pro []time.Duration, freeGap time.Duration) {
+// measure begins, or ends. Waits that are not over then count as long as they have lasted.
+func (w *waits) measure(on bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	now := time.Now()
-	if on {
-		w.on = true
-		return nil, 0
+	if w.on = on; on {
+		return
 	}
+	now := time.Now()
 	for _, since := range w.since {
 		w.pro = append(w.pro, now.Sub(since))
 	}
-	return w.pro, max(w.freeGap, now.Sub(w.freeAt))
+	w.freeGap = max(w.freeGap, now.Sub(w.freeAt))
 }

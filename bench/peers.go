@@ -55,6 +55,7 @@ func bouts() []bout {
 		{Case: "caps", System: asynqDefault, run: capsAsynq(false), once: true},
 		{Case: "tiers", System: musterSystem, run: tiersMuster},
 		{Case: "tiers", System: musterSystem, run: longFreeMuster, once: true},
+		{Case: "tiers", System: musterSystem, run: equalSecondsMuster, once: true},
 		{Case: "growth", System: musterSystem, run: growthMuster},
 		{Case: "growth", System: asynqSystem, run: growthAsynq},
 		{Case: "growth", System: riverSystem, run: growthRiver},
