@@ -17,7 +17,7 @@ import (
 var clockFaults = []fault{
 	{"clock-steps", "Postgres' clock is set 60 s ahead, right, 60 s behind, and right again", 50 * time.Second, stepPostgres},
 	{"clock-steps-muster", "the clocks of Muster's processes are set 60 s ahead, some ahead and some behind, 60 s behind, and right again",
-		50 * time.Second, stepOurs},
+		30 * time.Second, stepOurs},
 }
 
 // clocks steps what Postgres takes for the time: it runs under libfaketime, which reads the offset from a file. Debian's
