@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -12,9 +11,11 @@ import (
 
 // growth: does a long backlog, or do many workspaces, make hand-out slower? Each size has servers of its own, filled
 // before the worker starts. What is measured is the way from the 1,000th task to the 9,000th, the same piece of work at
-// every size; at the smallest a tenth of the backlog is left by then.
+// every size; at the smallest a tenth of the backlog is left by then. That takes a second, too short to be compared once:
+// the sizes take turns, growthRounds times, always on fresh servers, and a size's rate is that of all its stretches together.
 
 const (
+	growthRounds         = 2 // one in a quick run
 	growthFrom, growthTo = 1_000, 9_000
 	growthSmallest       = 10_000
 	growthWorkspaces     = 200 // when the backlog grows
@@ -42,16 +43,38 @@ func (s *stretch) tick() {
 	}
 }
 
-// figures waits for the stretch's end and tells the rate and the CPU at a size.
-func (s *stretch) figures(size string) (perSecond float64, figures []figure) {
-	<-s.done
-	perSecond = (growthTo - growthFrom) / s.ended.Sub(s.began).Seconds()
-	return perSecond, []figure{{"at " + size, perSecond, "/s"}, {"CPU per task at " + size, s.cpu.Value, s.cpu.Unit}}
+// size is one that the others are compared with or compared.
+type size struct {
+	name  string
+	drain func(h *host, s *stretch) // starts it; what it checks afterwards waits for the stretch's end
+
+	took time.Duration // all stretches so far
+	cpu  float64       // sum over the stretches of microseconds per task
 }
 
-// leastTo compares the lowest rate with the first one.
-func leastTo(what string, rates []float64) figure {
-	return figure{leastOfGrowth + " " + what, slices.Min(rates) / rates[0], "x"}
+// compare drains each size in turn and compares the lowest rate with the first one's.
+func compare(h *host, scale int, what string, sizes []*size) (figures []figure) {
+	rounds := growthRounds
+	if scale > 1 {
+		rounds = 1
+	}
+	for range rounds {
+		for _, z := range sizes {
+			h.inner(func(h *host) {
+				s := newStretch()
+				z.drain(h, s)
+				<-s.done
+				z.took += s.ended.Sub(s.began)
+				z.cpu += s.cpu.Value
+			})
+		}
+	}
+	rates := make([]float64, len(sizes))
+	for i, z := range sizes {
+		rates[i] = float64(rounds*(growthTo-growthFrom)) / z.took.Seconds()
+		figures = append(figures, figure{"at " + z.name, rates[i], "/s"}, figure{"CPU per task at " + z.name, z.cpu / float64(rounds), "µs"})
+	}
+	return append(figures, figure{leastOfGrowth + " " + what, slices.Min(rates) / rates[0], "x"})
 }
 
 // backlogs are the sizes to try; a quick run leaves the largest out.
@@ -63,36 +86,29 @@ func backlogs(scale int) []int {
 }
 
 func growthMuster(h *host, scale int) []figure {
-	var figures []figure
-	var rates []float64
+	var byBacklog, byWorkspaces []*size
 	for _, n := range backlogs(scale) {
-		rate, more := growthAt(h, growthWorkspaces, n, backlogName(n)+" waiting")
-		rates, figures = append(rates, rate), append(figures, more...)
+		byBacklog = append(byBacklog, &size{name: backlogName(n) + " waiting", drain: growthAt(growthWorkspaces, n)})
 	}
-	figures = append(figures, leastTo("backlog", rates))
-	rates = nil
 	for _, n := range []int{100, 10_000} {
-		rate, more := growthAt(h, n, growthBacklog, backlogName(n)+" workspaces")
-		rates, figures = append(rates, rate), append(figures, more...)
+		byWorkspaces = append(byWorkspaces, &size{name: backlogName(n) + " workspaces", drain: growthAt(n, growthBacklog)})
 	}
-	return append(figures, leastTo("number of workspaces", rates))
+	return append(compare(h, scale, "backlog", byBacklog), compare(h, scale, "number of workspaces", byWorkspaces)...)
 }
 
 // growthAt drains the stretch with one worker of 100 slots.
-func growthAt(h *host, workspaces, tasks int, size string) (perSecond float64, figures []figure) {
-	h.inner(func(h *host) {
+func growthAt(workspaces, tasks int) func(h *host, s *stretch) {
+	return func(h *host, s *stretch) {
 		f := newFleet(h)
 		f.load(f.clones(workspaces, "pro"), tasks, "")
-		s := newStretch()
 		f.work(100, func(context.Context, *tenant) { s.tick() })
-		perSecond, figures = s.figures(size)
+		<-s.done
 		f.check()
-	})
-	return perSecond, figures
+	}
 }
 
 func growthAsynq(h *host, scale int) []figure {
-	return growthOfPeer(h, func(h *host, n int, s *stretch) {
+	return growthOfPeer(h, scale, func(h *host, n int, s *stretch) {
 		client, serve := newAsynq(h)
 		fill(h, client, n, "no-op")
 		serve(100, asynqTuned, func(context.Context, *asynq.Task) error { s.tick(); return nil })
@@ -100,7 +116,7 @@ func growthAsynq(h *host, scale int) []figure {
 }
 
 func growthRiver(h *host, scale int) []figure {
-	return growthOfPeer(h, func(h *host, n int, s *stretch) {
+	return growthOfPeer(h, scale, func(h *host, n int, s *stretch) {
 		client, start := newRiver(h, 100, true, func(context.Context, string) { s.tick() })
 		insertJobs(h, client, n, "no-op")
 		start()
@@ -108,15 +124,10 @@ func growthRiver(h *host, scale int) []figure {
 }
 
 // growthOfPeer: the peers know no workspaces, and their two sizes tell whether they are flat.
-func growthOfPeer(h *host, start func(h *host, n int, s *stretch)) (figures []figure) {
-	var rates []float64
+func growthOfPeer(h *host, scale int, start func(h *host, n int, s *stretch)) []figure {
+	var sizes []*size
 	for _, n := range []int{growthSmallest, 100_000} {
-		h.inner(func(h *host) {
-			s := newStretch()
-			start(h, n, s)
-			rate, more := s.figures(fmt.Sprintf("%s waiting", backlogName(n)))
-			rates, figures = append(rates, rate), append(figures, more...)
-		})
+		sizes = append(sizes, &size{name: backlogName(n) + " waiting", drain: func(h *host, s *stretch) { start(h, n, s) }})
 	}
-	return append(figures, leastTo("backlog", rates))
+	return compare(h, scale, "backlog", sizes)
 }

@@ -6,6 +6,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
+	"github.com/rs/zerolog"
 
 	"github.com/generic-corp/muster/jobs"
 	"github.com/generic-corp/muster/store"
@@ -16,8 +17,9 @@ import (
 // rows as the API does, as the cluster's superuser, whom row-level security does not bind: workspaces are copies of one
 // that was registered and set to its plan; tasks stand interleaved, the first of every workspace, then the second, as
 // they would after a day of many customers; load rows count what waits, and each workspace that may run something gets
-// its turn, which goes to Redis. The tables are vacuumed afterwards, as autovacuum would have done on the way, and a
-// checkpoint keeps the loading's own writes out of the measurement.
+// its turn. The tables are vacuumed afterwards, as autovacuum would have done on the way, and a checkpoint keeps the
+// loading's own writes out of the measurement. At the end all turns stand in Redis: a worker that starts meanwhile would
+// take them for newcomers, for whose sake nobody goes on with a second task, for as long as the loader takes and a second.
 
 // clones makes n workspaces of a plan.
 func (f *fleet) clones(n int, plan string) []*tenant {
@@ -67,7 +69,9 @@ func (f *fleet) load(into []*tenant, n int, prompt string) {
 		_, err := db.Exec(statement)
 		f.h.must(err)
 	}
-	f.turns.Enqueue(turns...)
+	line := jobs.NewEnqueuer(f.rdb, zerolog.Nop())
+	line.Enqueue(turns...)
+	line.Close()
 }
 
 // issueTurns counts n tasks that came to the workspaces evenly, the first ones first, and issues a turn for each that has
