@@ -129,6 +129,7 @@ func (s *scheduler) run(ctx context.Context) {
 	loops.Go(func() { s.eachTick(ctx, leading, s.watchOnce) })
 	loops.Go(func() { s.eachTick(ctx, leading, s.leaveOnce) }) // erasing may take long too
 	loops.Go(func() { s.eachTick(ctx, leading, s.tidyOnce) })
+	loops.Go(func() { s.eachTick(ctx, leading, s.cancelOnce) }) // nor may a cancel of very many tasks delay the line
 	if s.hooks != nil {
 		loops.Go(func() { s.hooks.Run(ctx) }) // whoever leads: lanes are leased one by one
 	}

@@ -3,13 +3,14 @@ package main
 import (
 	"context"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/generic-corp/muster/store"
 )
 
-// What the scheduler's leader does each second in the life of tasks beside promoting them: end those that expired, and send those of
-// schedules.
+// What the scheduler's leader does each second in the life of tasks beside promoting them: end those that expired, send those of
+// schedules, and go on with cancels of very many.
 
 type lifeMetrics struct {
 	expired prometheus.Counter
@@ -49,4 +50,19 @@ func (s *scheduler) fireSchedules(ctx context.Context) error {
 	s.metrics.lives.runs.WithLabelValues(store.RunMissed).Add(float64(fired.Missed))
 	s.enqueue(fired.Turns)
 	return err
+}
+
+// cancelOnce goes on with the cancels that are under way, a batch of each in turn, until they have come to their end.
+func (s *scheduler) cancelOnce(ctx context.Context) {
+	s.part(ctx, "cancels", func(ctx context.Context) error {
+		for more := true; more; {
+			g, err := s.system.GoOnCanceling(ctx, uuid.Nil)
+			s.enqueue(g.Turns)
+			if err != nil {
+				return err
+			}
+			more = g.More
+		}
+		return nil
+	})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -60,50 +61,25 @@ func showTask(t store.Task) taskJSON {
 		FinishedAt: t.FinishedAt, Error: t.Error, AgentMS: t.AgentMS, Cost: t.CostMicroUSD}
 }
 
-// openTasks connects with the system's role, through the API's side of the store. read names what is about to be looked at,
-// of a task or (empty) of all, and is noted; empty: nothing is.
-func (c *cli) openTasks(ctx context.Context, workspace, read, task string) (*store.API, uuid.UUID, Config, func(), error) {
-	ws, err := parseWorkspace(workspace)
-	if err != nil {
-		return nil, ws, Config{}, nil, err
-	}
-	system, cfg, done, err := c.openSystem(ctx)
-	if err != nil {
-		return nil, ws, cfg, nil, err
-	}
-	if read != "" {
-		if err := system.Note(ctx, ws, operator(), read, task, nil); err != nil {
-			done()
-			return nil, ws, cfg, nil, err
-		}
-	}
-	return store.NewAPI(system.DB()), ws, cfg, done, nil
-}
-
 func tasksList(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster tasks list WS", flag.ContinueOnError)
-	asJSON := set.Bool("json", false, "print JSON")
-	status := set.String("status", "", "only these: scheduled, queued, running, succeeded, failed, canceled")
-	agent := set.String("agent", "", "only this agent's")
-	limit := set.Int("limit", 50, "how many, newest first, 1 to 1000")
-	positional, err := c.flags(set, args, 1, 1)
+	var f store.TaskFilter
+	var limit int
+	d, err := c.open(ctx, "tasks list WS", args, func(set *flag.FlagSet) {
+		set.StringVar(&f.Status, "status", "", "only these: scheduled, queued, running, succeeded, failed, canceled")
+		set.StringVar(&f.Agent, "agent", "", "only this agent's")
+		set.IntVar(&limit, "limit", 50, "how many, newest first, 1 to 1000")
+	}, func(*desk) error {
+		return cmp.Or(limited(limit, 1000), among("--status", f.Status, store.StatusScheduled, store.StatusQueued, store.StatusRunning,
+			store.StatusSucceeded, store.StatusFailed, store.StatusCanceled))
+	})
 	if err != nil {
 		return err
 	}
-	if *limit < 1 || *limit > 1000 {
-		return misuse("--limit is %d; want 1 to 1000", *limit)
-	}
-	switch *status {
-	case "", store.StatusScheduled, store.StatusQueued, store.StatusRunning, store.StatusSucceeded, store.StatusFailed, store.StatusCanceled:
-	default:
-		return misuse("--status is %q; want scheduled, queued, running, succeeded, failed or canceled", *status)
-	}
-	tasks, ws, _, done, err := c.openTasks(ctx, positional[0], "tasks.read", "")
-	if err != nil {
+	defer d.done()
+	if err := d.note(ctx, "tasks.read", ""); err != nil {
 		return err
 	}
-	defer done()
-	list, err := tasks.Tasks(ctx, ws, store.TaskFilter{Status: *status, Agent: *agent}, uuid.Nil, *limit)
+	list, err := d.ledger.Tasks(ctx, d.ws, f, uuid.Nil, limit)
 	if err != nil {
 		return err
 	}
@@ -111,7 +87,7 @@ func tasksList(ctx context.Context, c *cli, args []string) error {
 	for i, t := range list {
 		shown[i] = showTask(t.Task)
 	}
-	if *asJSON {
+	if d.json {
 		return printJSON(c.stdout, shown)
 	}
 	tw := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
@@ -123,42 +99,33 @@ func tasksList(ctx context.Context, c *cli, args []string) error {
 	return tw.Flush()
 }
 
-// oneTask parses WS TASK and connects.
-func (c *cli) oneTask(ctx context.Context, name string, args []string) (tasks *store.API, ws, task uuid.UUID, cfg Config, asJSON bool, done func(), err error) {
-	set := flag.NewFlagSet("muster tasks "+name+" WS TASK", flag.ContinueOnError)
-	json := set.Bool("json", false, "print JSON")
-	positional, err := c.flags(set, args, 2, 2)
-	if err != nil {
-		return
-	}
-	var ok bool
-	if task, ok = store.ParseID(store.TaskPrefix, positional[1]); !ok {
-		err = misuse("%q is no task; want an id such as task_0190…", positional[1])
-		return
-	}
-	read := ""
-	if name == "show" {
-		read = "task.read"
-	}
-	tasks, ws, cfg, done, err = c.openTasks(ctx, positional[0], read, positional[1])
-	return tasks, ws, task, cfg, *json, done, err
+// openTask opens a command on one task.
+func (c *cli) openTask(ctx context.Context, name string, args []string) (d *desk, task uuid.UUID, err error) {
+	d, err = c.open(ctx, "tasks "+name+" WS TASK", args, nil, func(d *desk) (err error) {
+		task, err = d.id(0, store.TaskPrefix, "task")
+		return err
+	})
+	return d, task, err
 }
 
 func tasksShow(ctx context.Context, c *cli, args []string) error {
-	tasks, ws, task, _, asJSON, done, err := c.oneTask(ctx, "show", args)
+	d, task, err := c.openTask(ctx, "show", args)
 	if err != nil {
 		return err
 	}
-	defer done()
-	return c.printTask(ctx, tasks, ws, task, asJSON)
+	defer d.done()
+	if err := d.note(ctx, "task.read", d.args[0]); err != nil {
+		return err
+	}
+	return d.printTask(ctx, task)
 }
 
-func (c *cli) printTask(ctx context.Context, tasks *store.API, ws, task uuid.UUID, asJSON bool) error {
-	view, err := tasks.Task(ctx, ws, task)
+func (d *desk) printTask(ctx context.Context, task uuid.UUID) error {
+	view, err := d.ledger.Task(ctx, d.ws, task)
 	if err != nil {
 		return err
 	}
-	attempts, err := tasks.Attempts(ctx, ws, task, nil, 100)
+	attempts, err := d.ledger.Attempts(ctx, d.ws, task, nil, 100)
 	if err != nil {
 		return err
 	}
@@ -168,14 +135,14 @@ func (c *cli) printTask(ctx context.Context, tasks *store.API, ws, task uuid.UUI
 			Worker: store.FormatID(store.WorkerPrefix, a.Worker), Outcome: a.Outcome, Billable: a.Billable, Started: a.StartedAt,
 			AgentMS: a.AgentMS, Calls: len(a.Calls), Error: a.Error})
 	}
-	if asJSON {
-		return printJSON(c.stdout, shown)
+	if d.json {
+		return printJSON(d.stdout, shown)
 	}
-	fmt.Fprintf(c.stdout, "%s  %s  agent %s  attempt %d of %d  %d ms\n", shown.ID, shown.Status, printable(shown.Agent), shown.Attempt, shown.Max, shown.AgentMS)
+	fmt.Fprintf(d.stdout, "%s  %s  agent %s  attempt %d of %d  %d ms\n", shown.ID, shown.Status, printable(shown.Agent), shown.Attempt, shown.Max, shown.AgentMS)
 	if len(shown.Error) > 0 && string(shown.Error) != "null" {
-		fmt.Fprintf(c.stdout, "error: %s\n", printable(string(shown.Error)))
+		fmt.Fprintf(d.stdout, "error: %s\n", printable(string(shown.Error)))
 	}
-	tw := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
+	tw := tabwriter.NewWriter(d.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "ATTEMPT\tOUTCOME\tBILLABLE\tAGENT MS\tCALLS\tSTARTED\tWORKER")
 	for _, a := range shown.Attempts {
 		fmt.Fprintf(tw, "%d\t%s\t%v\t%d\t%d\t%s\t%s\n", a.Attempt, a.Outcome, a.Billable, a.AgentMS, a.Calls, a.Started.UTC().Format(time.RFC3339), a.Worker)
@@ -196,16 +163,16 @@ func tasksCancel(ctx context.Context, c *cli, args []string) error {
 
 // changeTask changes a task with its audit entry, tells Redis, and prints the task as it is afterwards.
 func (c *cli) changeTask(ctx context.Context, name string, args []string, change func(*store.Work, uuid.UUID) error) error {
-	tasks, ws, task, cfg, asJSON, done, err := c.oneTask(ctx, name, args)
+	d, task, err := c.openTask(ctx, name, args)
 	if err != nil {
 		return err
 	}
-	defer done()
-	err = c.workOn(ctx, tasks, ws, cfg, "task."+name, store.FormatID(store.TaskPrefix, task), func(w *store.Work) (map[string]any, error) {
+	defer d.done()
+	err = d.workOn(ctx, "task."+name, store.FormatID(store.TaskPrefix, task), func(w *store.Work) (map[string]any, error) {
 		return nil, change(w, task)
 	})
 	if err != nil {
 		return err
 	}
-	return c.printTask(ctx, tasks, ws, task, asJSON)
+	return d.printTask(ctx, task)
 }

@@ -1,15 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"text/tabwriter"
 	"time"
 
-	"github.com/google/uuid"
-
-	"github.com/generic-corp/muster/jobs"
 	"github.com/generic-corp/muster/store"
 )
 
@@ -40,49 +39,40 @@ func (ch *choice) add(set *flag.FlagSet) {
 	})
 }
 
-// chosen is the filter, once the flags are read.
-func (ch *choice) chosen() (store.EndedFilter, error) {
-	f := ch.filter
+// complete fills in the filter, once the flags are read.
+func (ch *choice) complete() error {
 	if ch.since < 0 {
-		return f, misuse("--since is %s; want a positive time", ch.since)
+		return misuse("--since is %s; want a positive time", ch.since)
 	}
 	if ch.since > 0 {
 		after := time.Now().Add(-ch.since)
-		f.FinishedAfter = &after
+		ch.filter.FinishedAfter = &after
 	}
 	for _, text := range ch.tasks {
 		id, ok := store.ParseID(store.TaskPrefix, text)
 		if !ok {
-			return f, misuse("%q is no task; want an id such as task_0190…", text)
+			return misuse("%q is no task; want an id such as task_0190…", text)
 		}
-		f.IDs = append(f.IDs, id)
+		ch.filter.IDs = append(ch.filter.IDs, id)
 	}
-	return f, nil
+	return nil
 }
 
 func deadLettersList(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster tasks dead-letters list WS", flag.ContinueOnError)
-	asJSON := set.Bool("json", false, "print JSON")
-	limit := set.Int("limit", 50, "how many, what failed last first, 1 to 1000")
 	var ch choice
-	ch.add(set)
-	positional, err := c.flags(set, args, 1, 1)
+	var limit int
+	d, err := c.open(ctx, "tasks dead-letters list WS", args, func(set *flag.FlagSet) {
+		set.IntVar(&limit, "limit", 50, "how many, what failed last first, 1 to 1000")
+		ch.add(set)
+	}, func(*desk) error { return cmp.Or(limited(limit, 1000), ch.complete()) })
 	if err != nil {
 		return err
 	}
-	if *limit < 1 || *limit > 1000 {
-		return misuse("--limit is %d; want 1 to 1000", *limit)
-	}
-	filter, err := ch.chosen()
-	if err != nil {
+	defer d.done()
+	if err := d.note(ctx, "dead_letters.read", ""); err != nil {
 		return err
 	}
-	tasks, ws, _, done, err := c.openTasks(ctx, positional[0], "dead_letters.read", "")
-	if err != nil {
-		return err
-	}
-	defer done()
-	list, err := tasks.DeadLetters(ctx, ws, filter, nil, *limit)
+	list, err := d.ledger.DeadLetters(ctx, d.ws, ch.filter, nil, limit)
 	if err != nil {
 		return err
 	}
@@ -90,7 +80,7 @@ func deadLettersList(ctx context.Context, c *cli, args []string) error {
 	for i, t := range list {
 		shown[i] = showTask(t.Task)
 	}
-	if *asJSON {
+	if d.json {
 		return printJSON(c.stdout, shown)
 	}
 	tw := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
@@ -124,39 +114,28 @@ type bulkJSON struct {
 // status that is given cannot be chosen.
 func (c *cli) changeEnded(ctx context.Context, name, action string, args []string, status string,
 	change func(*store.Work, context.Context, store.EndedFilter, int) (store.Bulk, error)) error {
-	set := flag.NewFlagSet("muster tasks "+name+" WS", flag.ContinueOnError)
-	asJSON := set.Bool("json", false, "print JSON")
-	yes := set.Bool("yes", false, "do it; without, only say how many match")
+	var yes bool
 	ch := choice{filter: store.EndedFilter{Status: status}}
-	ch.add(set)
-	if status == "" {
-		set.StringVar(&ch.filter.Status, "status", "", "only these: failed, canceled")
-	}
-	positional, err := c.flags(set, args, 1, 1)
+	d, err := c.open(ctx, "tasks "+name+" WS", args, func(set *flag.FlagSet) {
+		set.BoolVar(&yes, "yes", false, "do it; without, only say how many match")
+		ch.add(set)
+		if status == "" {
+			set.StringVar(&ch.filter.Status, "status", "", "only these: failed, canceled")
+		}
+	}, func(*desk) error {
+		return cmp.Or(ch.complete(), among("--status", ch.filter.Status, store.StatusFailed, store.StatusCanceled))
+	})
 	if err != nil {
 		return err
 	}
-	filter, err := ch.chosen()
-	if err != nil {
+	defer d.done()
+	filter, report := ch.filter, bulkJSON{Dry: !yes}
+	if report.Matching, err = d.ledger.CountEnded(ctx, d.ws, filter); err != nil {
 		return err
 	}
-	switch filter.Status {
-	case "", store.StatusFailed, store.StatusCanceled:
-	default:
-		return misuse("--status is %q; want failed or canceled", filter.Status)
-	}
-	tasks, ws, cfg, done, err := c.openTasks(ctx, positional[0], "", "")
-	if err != nil {
-		return err
-	}
-	defer done()
-	report := bulkJSON{Dry: !*yes}
-	if report.Matching, err = tasks.CountEnded(ctx, ws, filter); err != nil {
-		return err
-	}
-	for more := *yes; more; {
+	for more := yes; more; {
 		var bulk store.Bulk
-		err := c.workOn(ctx, tasks, ws, cfg, action, "", func(w *store.Work) (details map[string]any, err error) {
+		err := d.workOn(ctx, action, "", func(w *store.Work) (details map[string]any, err error) {
 			bulk, err = change(w, ctx, filter, store.MaxBulk)
 			return map[string]any{"status": filter.Status, "agent": filter.Agent, "error_code": filter.ErrorCode, "ids": len(filter.IDs), "count": bulk.Count}, err
 		})
@@ -169,78 +148,55 @@ func (c *cli) changeEnded(ctx context.Context, name, action string, args []strin
 		report.Changed += bulk.Count
 		more = bulk.More && report.Changed < report.Matching // what fails again meanwhile is left alone
 	}
-	return c.printBulk(report, *asJSON)
+	return d.printBulk(report)
 }
 
+// tasksCancelAll goes on until all have ended, whether or not a scheduler runs, which would go on too.
 func tasksCancelAll(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster tasks cancel-all WS", flag.ContinueOnError)
-	asJSON := set.Bool("json", false, "print JSON")
-	yes := set.Bool("yes", false, "do it; without, only say how many match")
-	status := set.String("status", "", "only these: scheduled, queued, running")
-	agent := set.String("agent", "", "only this agent's")
-	positional, err := c.flags(set, args, 1, 1)
-	if err != nil {
-		return err
-	}
-	switch *status {
-	case "", store.StatusScheduled, store.StatusQueued, store.StatusRunning:
-	default:
-		return misuse("--status is %q; want scheduled, queued or running", *status)
-	}
-	tasks, ws, cfg, done, err := c.openTasks(ctx, positional[0], "", "")
-	if err != nil {
-		return err
-	}
-	defer done()
-	filter := store.CancelFilter{Status: *status, Agent: *agent}
-	report := bulkJSON{Dry: !*yes}
-	if report.Matching, err = tasks.CountCancelable(ctx, ws, filter); err != nil {
-		return err
-	}
-	if *yes {
-		err := c.workOn(ctx, tasks, ws, cfg, "tasks.cancel", "", func(w *store.Work) (details map[string]any, err error) {
-			report.Changed, err = w.CancelMatching(ctx, filter)
-			return map[string]any{"status": *status, "agent": *agent, "count": report.Changed}, err
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return c.printBulk(report, *asJSON)
-}
-
-func (c *cli) printBulk(r bulkJSON, asJSON bool) error {
-	if asJSON {
-		return printJSON(c.stdout, r)
-	}
-	if r.Dry {
-		fmt.Fprintf(c.stdout, "%d tasks match; nothing was changed (--yes does it)\n", r.Matching)
-		return nil
-	}
-	fmt.Fprintf(c.stdout, "%d tasks changed of %d that matched\n", r.Changed, r.Matching)
-	return nil
-}
-
-// workOn changes tasks of a workspace with one audit entry about target, and tells Redis.
-func (c *cli) workOn(ctx context.Context, tasks *store.API, ws uuid.UUID, cfg Config, action, target string, change func(*store.Work) (map[string]any, error)) error {
-	result, err := tasks.Do(ctx, store.Scope{Workspace: ws}, nil, func(w *store.Work) (store.Answer, error) {
-		details, err := change(w)
-		if err != nil {
-			return store.Answer{}, err
-		}
-		return store.Answer{}, w.Audit(store.AuditEntry{ActorType: store.ActorOperator, ActorID: operator().Name, Action: action, Target: target, Details: details})
+	var yes bool
+	var filter store.CancelFilter
+	d, err := c.open(ctx, "tasks cancel-all WS", args, func(set *flag.FlagSet) {
+		set.BoolVar(&yes, "yes", false, "do it; without, only say how many match")
+		set.StringVar(&filter.Status, "status", "", "only these: scheduled, queued, running")
+		set.StringVar(&filter.Agent, "agent", "", "only this agent's")
+	}, func(*desk) error {
+		return among("--status", filter.Status, store.StatusScheduled, store.StatusQueued, store.StatusRunning)
 	})
 	if err != nil {
 		return err
 	}
-	if err := c.enqueue(cfg, result.Turns); err != nil {
+	defer d.done()
+	report := bulkJSON{Dry: !yes}
+	if report.Matching, err = d.ledger.CountCancelable(ctx, d.ws, filter); err != nil {
 		return err
 	}
-	if len(result.Cancels) > 0 && cfg.Redis.RedisConnOpt != nil {
-		if rdb, err := jobs.NewRedis(cfg.Redis); err == nil { // the fast path; the worker's beat is the sure one
-			defer rdb.Close()
-			_ = jobs.PublishCancels(ctx, rdb, result.Cancels...)
+	if yes {
+		err := d.workOn(ctx, "tasks.cancel", "", func(w *store.Work) (details map[string]any, err error) {
+			report.Changed, err = w.CancelMatching(ctx, filter)
+			return map[string]any{"status": filter.Status, "agent": filter.Agent, "count": report.Changed}, err
+		})
+		if err != nil {
+			return err
+		}
+		for more := true; more; {
+			g, err := d.system.GoOnCanceling(ctx, d.ws)
+			if err := errors.Join(err, d.enqueue(d.cfg, g.Turns)); err != nil {
+				return fmt.Errorf("the scheduler will cancel the rest: %w", err)
+			}
+			more = g.More
 		}
 	}
+	return d.printBulk(report)
+}
+
+func (d *desk) printBulk(r bulkJSON) error {
+	if d.json {
+		return printJSON(d.stdout, r)
+	}
+	if r.Dry {
+		fmt.Fprintf(d.stdout, "%d tasks match; nothing was changed (--yes does it)\n", r.Matching)
+		return nil
+	}
+	fmt.Fprintf(d.stdout, "%d tasks changed of %d that matched\n", r.Changed, r.Matching)
 	return nil
 }

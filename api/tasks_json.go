@@ -43,7 +43,7 @@ type cancelTasksBody struct {
 }
 
 type countJSON struct {
-	Count int `json:"count" description:"Tasks that were canceled or asked to stop."`
+	Count int `json:"count" description:"Tasks that are canceled or asked to stop, those that follow within seconds included."`
 }
 
 // Limits that struct tags cannot say, because they count bytes or bind keys.

@@ -2,11 +2,9 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 
 	"github.com/google/uuid"
-	"github.com/jmoiron/sqlx"
 )
 
 // CancelOutcome says what a cancel found.
@@ -51,44 +49,6 @@ func (w *Work) Cancel(ctx context.Context, id uuid.UUID) (CancelOutcome, error) 
 		return CancelAsked, nil
 	}
 	return CanceledNow, nil
-}
-
-// CancelFilter chooses tasks for CancelMatching; zero fields choose all that have not ended.
-type CancelFilter struct {
-	Status   string // scheduled, queued or running
-	Agent    string
-	Metadata map[string]string // all of these pairs
-}
-
-// CancelMatching cancels every task of the workspace that the filter chooses and returns how many.
-func (w *Work) CancelMatching(ctx context.Context, f CancelFilter) (int, error) {
-	l, err := w.lockLoad(ctx)
-	if err != nil {
-		return 0, err
-	}
-	waiting, running, err := w.cancel(ctx, l, cancelCondition, f.args()...)
-	return waiting + running, err
-}
-
-// CountCancelable counts the tasks that CancelMatching would take.
-func (a *API) CountCancelable(ctx context.Context, ws uuid.UUID, f CancelFilter) (n int, err error) {
-	err = a.inWorkspace(ctx, ws, func(tx *sqlx.Tx) error {
-		return tx.GetContext(ctx, &n, `SELECT count(*) FROM `+taskTables+` WHERE t.workspace_id = $1 AND (t.status = 'queued' OR t.status = 'scheduled')
-			AND `+cancelCondition, append([]any{ws}, f.args()...)...)
-	})
-	if err != nil {
-		return 0, fmt.Errorf("count tasks that have not ended: %w", err)
-	}
-	return n, nil
-}
-
-// cancelCondition chooses by a CancelFilter, whose args stand behind the workspace.
-const cancelCondition = `($2 = '' OR $2 = CASE WHEN l.id IS NULL THEN t.status ELSE 'running' END)
-		AND ($3 = '' OR t.agent = $3) AND t.metadata @> coalesce(nullif($4, 'null'), '{}')::jsonb`
-
-func (f CancelFilter) args() []any {
-	pairs, _ := json.Marshal(f.Metadata) // strings only: cannot fail
-	return []any{f.Status, f.Agent, string(pairs)}
 }
 
 // cancel ends the waiting tasks that the condition chooses, asks the running ones to stop, and takes the workspace out

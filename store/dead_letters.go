@@ -190,7 +190,7 @@ func (w *Work) barredModels(ctx context.Context, f EndedFilter) ([]string, error
 // asks for them again wants them now.
 func (w *Work) requeue(ctx context.Context, ids ...uuid.UUID) error {
 	_, err := w.tx.ExecContext(ctx, `UPDATE tasks SET status = 'queued', max_attempts = max_attempts + first_max_attempts, finished_at = NULL,
-			run_at = NULL, expires_at = NULL, cancel_requested_at = NULL, error = NULL, result = NULL, crashes = 0, losses = 0
+			run_at = NULL, expires_at = NULL, requeued_at = clock_timestamp(), cancel_requested_at = NULL, error = NULL, result = NULL, crashes = 0, losses = 0
 		WHERE workspace_id = $1 AND id = ANY($2)`, w.Workspace, pq.Array(ids))
 	if err != nil {
 		return fmt.Errorf("requeue tasks: %w", err)

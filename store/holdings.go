@@ -33,11 +33,12 @@ type Holding struct {
 var Holdings = []Holding{
 	{Table: "idempotency_keys", Fate: FateDeleted, Left: "answers kept 48 h for repeated requests; what they show stands in its own tables",
 		erase: `DELETE FROM idempotency_keys WHERE workspace_id = $1 AND (route, key) IN (SELECT route, key FROM idempotency_keys WHERE workspace_id = $1 LIMIT $2)`},
+	{Table: "task_cancels", Fate: FateDeleted, Why: "none are left when erasing begins", Left: "cancels under way, for seconds; the tasks tell it once they have ended"},
 	{Table: "tasks", Fate: FateDeleted, key: []string{"id:uuid"},
 		Export: []string{"id>task_", "status", "agent", "model", "prompt", "input", "metadata", "priority", "timeout_ms", "attempt", "max_attempts", "crashes",
 			"api_key_id>key_", "created_by_user>usr_", "schedule_id>sched_", "run_at", "created_at", "started_at", "finished_at", "cancel_requested_at", "expires_at", "erased_at", "result", "error",
 			"agent_ms", "provider_calls", "input_tokens", "output_tokens", "cost_microusd"},
-		Withheld: []string{"first_max_attempts", "needs_microusd", "losses"},
+		Withheld: []string{"first_max_attempts", "needs_microusd", "losses", "requeued_at"},
 		erase:    `DELETE FROM tasks WHERE workspace_id = $1 AND id = ANY($2)`},
 	{Table: "schedule_runs", Fate: FateDeleted, key: []string{"schedule_id:uuid", "occurrence:timestamptz"},
 		Export: []string{"schedule_id>sched_", "occurrence", "until", "occurrences", "outcome", "reason", "task_id>task_", "at"},

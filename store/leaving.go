@@ -48,7 +48,7 @@ type Left struct {
 	Sessions    int
 	Keys        int
 	Invitations int
-	Canceled    int // tasks that were waiting
+	Canceled    int // tasks that were waiting; of very many some end within the next seconds
 	Stopping    int // tasks that run and were asked to stop
 }
 
@@ -95,7 +95,12 @@ func (w *Work) Leave(ctx context.Context, name string, user uuid.UUID) (Left, er
 	if err != nil {
 		return left, err
 	}
-	if left.Canceled, left.Stopping, err = w.cancel(ctx, l, `true`); err != nil {
+	l.Leaving = true // it is told of none of these ends
+	chosen, err := w.choose(ctx, CancelFilter{})
+	if err != nil {
+		return left, err
+	}
+	if left.Canceled, left.Stopping, err = w.cancelChosen(ctx, l, chosen); err != nil {
 		return left, err
 	}
 	if _, err := w.tx.ExecContext(ctx, `UPDATE workspace_load SET leaving = true, turn = NULL, turn_at = NULL WHERE workspace_id = $1`, w.Workspace); err != nil {
@@ -179,7 +184,7 @@ func (s *System) Leavers(ctx context.Context) ([]Leaver, error) {
 }
 
 // BeginErasing commits that the workspace will be erased; from then on it cannot be restored. It reports false, and does
-// nothing, when something runs or the workspace was restored meanwhile.
+// nothing, when something runs, its tasks are still being canceled, or the workspace was restored meanwhile.
 func (s *System) BeginErasing(ctx context.Context, ws uuid.UUID) (begun bool, err error) {
 	err = inTx(ctx, s.db, func(tx *sqlx.Tx) error {
 		begun = false
@@ -187,7 +192,7 @@ func (s *System) BeginErasing(ctx context.Context, ws uuid.UUID) (begun bool, er
 			return err
 		}
 		done, err := tx.ExecContext(ctx, `UPDATE workspaces w SET erasing_at = now() WHERE w.id = $1 AND w.status = 'deleting' AND w.erasing_at IS NULL
-			AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = w.id)`, ws)
+			AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = w.id) AND NOT EXISTS (SELECT 1 FROM task_cancels c WHERE c.workspace_id = w.id)`, ws)
 		if err != nil {
 			return fmt.Errorf("begin erasing workspace: %w", err)
 		}

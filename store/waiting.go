@@ -53,7 +53,7 @@ func (w *Work) readLoad(ctx context.Context) (*load, error) {
 }
 
 // waitingColumns are why a task in line is not running and how many run before it, of tasks t LEFT JOIN leases l; NULL
-// unless it is in line. The functions are those of migration 00015.
+// unless it is in line. The functions are those of migrations 00015 and 00020.
 const waitingColumns = `CASE WHEN l.id IS NULL AND t.status = 'queued' THEN waiting_reason(t.workspace_id) END AS waiting_reason,
 	CASE WHEN l.id IS NULL AND t.status = 'queued' THEN line_position(t.workspace_id, t.id, t.priority) END AS waiting_position`
 
@@ -101,7 +101,7 @@ func (w *Work) explain(ctx context.Context, views []TaskView) error {
 		}
 		if positions == nil {
 			err := w.tx.GetContext(ctx, &line, `SELECT waiting_reason($1) AS reason, ARRAY(SELECT t.id FROM tasks t WHERE t.workspace_id = $1
-				AND t.status = 'queued' AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = $1 AND l.task_id = t.id)
+				AND t.status = 'queued' AND `+unexpired+` AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = $1 AND l.task_id = t.id)
 				ORDER BY t.priority DESC, t.id LIMIT 1001) AS ids`, w.Workspace)
 			if err != nil {
 				return fmt.Errorf("read head of line: %w", err)

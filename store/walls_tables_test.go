@@ -106,6 +106,11 @@ var tables = map[string]walls{
 			{role: store.RoleAPI, scope: scope{name: "workspace"}, before: `UPDATE workspace_load SET leaving = true`, do: `UPDATE workspace_load SET waiting = 1`, want: []string{"ok 0"}},
 			{role: store.RoleAPI, scope: scope{name: "workspace"}, do: `UPDATE workspace_load SET leaving = true`, want: []string{"ok 1"}},
 			{role: store.RoleWorker, before: `UPDATE workspace_load SET leaving = true`, do: `UPDATE workspace_load SET waiting = 1`, want: []string{"ok 2"}}}},
+	"task_cancels": {seed: `INSERT INTO task_cancels (workspace_id, id, status, agent, metadata, requested_at) SELECT $1::uuid, $2::uuid, '', '', '{}', now()`,
+		api: "s i u(requested_at)", system: "s i u(requested_at) d",
+		checks: map[string]check{
+			"task_cancels_status_check":   {`status = 'failed'`, `status = 'queued'`},
+			"task_cancels_metadata_check": {`metadata = '[]'`, `metadata = '{"a": "b"}'`}}},
 	"members": {seed: `INSERT INTO members (workspace_id, user_id, role) VALUES ($1, $2, 'owner')`,
 		api: "s i u(role) d", system: "s d", opens: "workspace:siud user:s", systemSees: "sd",
 		checks: map[string]check{"members_role_check": {`role = 'god'`, `role = 'viewer'`}}},
