@@ -24,10 +24,13 @@ import (
 )
 
 // API acts for one customer at a time, with the login role muster_api.
-type API struct{ db *sqlx.DB }
+type API struct {
+	db      *sqlx.DB
+	submits *submits
+}
 
 // NewAPI wraps a handle opened with the API's role.
-func NewAPI(db *sqlx.DB) *API { return &API{db: db} }
+func NewAPI(db *sqlx.DB) *API { return &API{db: db, submits: &submits{db: db}} }
 
 // Ping reports whether the database answers within ctx.
 func (a *API) Ping(ctx context.Context) error { return a.db.PingContext(ctx) }

@@ -12,9 +12,10 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// A submit is one call of the function submit_tasks (migration 00015), which inserts the tasks, joins the line under the
-// load row's lock, issues the turn that is due and says what the tasks wait for. Alone it is one round trip and its own
-// transaction; with an idempotency key it is a part of Work's.
+// A submit is a call of the function submit_tasks (migration 00015), which inserts the tasks, joins the line under the
+// load row's lock, issues the turn that is due and says what the tasks wait for. Small submits that arrive together share
+// one transaction (submit_together.go), a large one has a round trip and a transaction of its own; with an idempotency key
+// it is a part of Work's.
 
 // UnknownAgents refuses a submit whose tasks name agents that the workspace does not have.
 type UnknownAgents []string
@@ -24,7 +25,20 @@ func (u UnknownAgents) Error() string { return "no agent is called " + strings.J
 // Submit accepts tasks (1..1000): they are durable when it returns, all or none. It refuses with BacklogFull when the
 // workspace would have more tasks waiting than its plan allows, and with UnknownAgents; a used-up quota never refuses, the
 // tasks wait. The views are in the order of the tasks, as they are at this moment; the turns go to Redis.
-func (a *API) Submit(ctx context.Context, ws uuid.UUID, tasks []NewTask) (views []TaskView, turns []Turn, err error) {
+//
+// When ctx ends before the submit has begun, nothing has happened; later it is not interrupted, and the answer is its own.
+func (a *API) Submit(ctx context.Context, ws uuid.UUID, tasks []NewTask) ([]TaskView, []Turn, error) {
+	if isSmall(tasks) {
+		s := newSubmission(ws, tasks)
+		if a.submits.pass(ctx, s); !s.alone {
+			return s.views, s.turns, s.err
+		}
+	}
+	return a.submitAlone(ctx, ws, tasks)
+}
+
+// submitAlone is Submit in a transaction of its own, which waits for the load row if somebody holds it.
+func (a *API) submitAlone(ctx context.Context, ws uuid.UUID, tasks []NewTask) (views []TaskView, turns []Turn, err error) {
 	for try := 0; ; try++ {
 		views, turns, err = submit(ctx, a.db, ws, tasks)
 		if err == nil || try == 2 || !isConcurrency(err) {
@@ -68,14 +82,11 @@ func (s *submitted) refusal() error {
 
 // submit is one statement, in a transaction of its own unless db is one.
 func submit(ctx context.Context, db sqlx.QueryerContext, ws uuid.UUID, tasks []NewTask) ([]TaskView, []Turn, error) {
-	ids := make([]uuid.UUID, len(tasks))
-	for i := range ids {
-		ids[i] = NewID() // growing: the order they were sent in
-	}
-	levels := levelsOf(tasks)
+	ids, levels := newIDs(len(tasks)), levelsOf(tasks)
+	args := append([]any{ws}, columnsOf(ids, tasks)...)
 	var raw []byte
 	err := sqlx.GetContext(ctx, db, &raw, `SELECT submit_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
-		submitArgs(ws, ids, tasks, levels)...)
+		append(args, texts(ownAgents(tasks)), bigints(levels))...)
 	if err != nil {
 		return nil, nil, fmt.Errorf("submit tasks: %w", err)
 	}
@@ -86,11 +97,16 @@ func submit(ctx context.Context, db sqlx.QueryerContext, ws uuid.UUID, tasks []N
 	if err := s.refusal(); err != nil {
 		return nil, nil, err
 	}
-	var turns []Turn
-	if s.Turn.Valid {
-		turns = []Turn{{Workspace: ws, ID: s.Turn.UUID, Queue: s.Queue, IssuedAt: s.Created}}
+	return s.views(ids, tasks, levels), s.turns(ws), nil
+}
+
+// newIDs are of tasks, growing: the order they were sent in.
+func newIDs(n int) []uuid.UUID {
+	ids := make([]uuid.UUID, n)
+	for i := range ids {
+		ids[i] = NewID()
 	}
-	return s.views(ids, tasks, levels), turns, nil
+	return ids
 }
 
 // levelsOf lists the priorities of tasks, each once.
@@ -104,14 +120,25 @@ func levelsOf(tasks []NewTask) []int64 {
 	return levels
 }
 
-func submitArgs(ws uuid.UUID, ids []uuid.UUID, tasks []NewTask, levels []int64) []any {
+// ownAgents lists the agents of tasks that are not built in, each once.
+func ownAgents(tasks []NewTask) []string {
+	var own []string
+	for i := range tasks {
+		if _, builtin := BuiltinAgent(tasks[i].Agent); !builtin && !slices.Contains(own, tasks[i].Agent) {
+			own = append(own, tasks[i].Agent)
+		}
+	}
+	return own
+}
+
+// columnsOf are the arguments ids to users of submit_tasks, one array for each of a task's values.
+func columnsOf(ids []uuid.UUID, tasks []NewTask) []any {
 	n := len(tasks)
 	agents, models, prompts := make([]string, n), make([]string, n), make([]string, n)
 	inputs, metadata := make([][]byte, n), make([][]byte, n)
 	priorities, timeouts, attempts := make([]int64, n), make([]int64, n), make([]int64, n)
 	runAts, expires := make([]*time.Time, n), make([]*time.Time, n)
 	keys, users := make([]*uuid.UUID, n), make([]*uuid.UUID, n)
-	var own []string
 	for i := range tasks {
 		t := &tasks[i]
 		agents[i], models[i], prompts[i], inputs[i], metadata[i] = t.Agent, t.Model, t.Prompt, []byte(objectOr(t.Input)), []byte(objectOr(t.Metadata))
@@ -123,12 +150,9 @@ func submitArgs(ws uuid.UUID, ids []uuid.UUID, tasks []NewTask, levels []int64) 
 		if t.UserID.Valid {
 			users[i] = &t.UserID.UUID
 		}
-		if _, builtin := BuiltinAgent(t.Agent); !builtin && !slices.Contains(own, t.Agent) {
-			own = append(own, t.Agent)
-		}
 	}
-	return []any{ws, uuids(ids), texts(agents), texts(models), texts(prompts), jsonbs(inputs), jsonbs(metadata), bigints(priorities),
-		bigints(timeouts), bigints(attempts), times(runAts), times(expires), nullUUIDs(keys), nullUUIDs(users), texts(own), bigints(levels)}
+	return []any{uuids(ids), texts(agents), texts(models), texts(prompts), jsonbs(inputs), jsonbs(metadata), bigints(priorities),
+		bigints(timeouts), bigints(attempts), times(runAts), times(expires), nullUUIDs(keys), nullUUIDs(users)}
 }
 
 // views are the tasks as they were accepted, with what they wait for: each after its elders of the same priority.
@@ -165,6 +189,14 @@ func (s *submitted) views(ids []uuid.UUID, tasks []NewTask, levels []int64) []Ta
 		v.Waiting.at(ahead, exact && ahead <= exactPositions)
 	}
 	return views
+}
+
+// turns are those to enqueue: one or none.
+func (s *submitted) turns(ws uuid.UUID) []Turn {
+	if !s.Turn.Valid {
+		return nil
+	}
+	return []Turn{{Workspace: ws, ID: s.Turn.UUID, Queue: s.Queue, IssuedAt: s.Created}}
 }
 
 func errBacklogFull() error {

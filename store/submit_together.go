@@ -1,0 +1,238 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+)
+
+// Small submits of one API process that arrive together share one transaction (group commit): what arrives while a flush
+// is under way is the next one. Nothing lingers: a lone submit is a flush of its own, at once. Two lanes, chosen by the
+// workspace, keep Postgres busy while the other lane commits, and never wait for each other's load rows; submits of one
+// workspace share its lock instead of waiting each for the commit of the one before.
+//
+// The function submit_together (migration 00019) sees one workspace at a time, as every transaction of the API's role, and
+// keeps each from the others' failures. A submit that it leaves out, because somebody holds the load row or because it met
+// an error, and those of one workspace that do not all fit, are submitted alone by whoever sent them; so a refusal is
+// always a submit's own, and nobody waits for a row in company.
+//
+// What dies in the middle of a flush: the process, and all of it is committed or none, none of it was answered; the
+// connection, and all of it is answered Unavailable with an unknown end, as a single statement would be.
+
+const (
+	submitLanes  = 2
+	maxTogether  = 48               // submits of a flush; below 64, see the migration
+	flushTimeout = 10 * time.Second // of one flush; its members cannot interrupt it
+)
+
+// What is larger goes alone: it would keep others waiting, and gains nothing.
+const (
+	smallTasks = 16
+	smallBytes = 32 << 10
+)
+
+func isSmall(tasks []NewTask) bool {
+	bytes := 0
+	for i := range tasks {
+		bytes += len(tasks[i].Prompt) + len(tasks[i].Input) + len(tasks[i].Metadata)
+	}
+	return len(tasks) <= smallTasks && bytes <= smallBytes
+}
+
+// submits is where small submits meet.
+type submits struct {
+	db    *sqlx.DB
+	lanes [submitLanes]submitLane
+}
+
+// submitLane has one flush under way at most.
+type submitLane struct {
+	mu      sync.Mutex
+	waiting []*submission
+	running bool // somebody flushes until nobody waits
+}
+
+// submission is a submit on its way through a lane. What is below done is set before it is closed.
+type submission struct {
+	ws    uuid.UUID
+	tasks []NewTask
+	done  chan struct{}
+
+	views []TaskView
+	turns []Turn
+	err   error
+	alone bool // nothing has happened: to be submitted alone
+}
+
+func newSubmission(ws uuid.UUID, tasks []NewTask) *submission {
+	return &submission{ws: ws, tasks: tasks, done: make(chan struct{})}
+}
+
+// pass brings a submission through its lane. It leaves the lane when ctx ends, unless its flush has begun: then the end is
+// awaited, because a turn that was issued has to reach the line even if the client has gone.
+func (s *submits) pass(ctx context.Context, sub *submission) {
+	lane := &s.lanes[sub.ws[15]%submitLanes]
+	lane.mu.Lock()
+	lane.waiting = append(lane.waiting, sub)
+	if !lane.running {
+		lane.running = true
+		go s.run(lane)
+	}
+	lane.mu.Unlock()
+	select {
+	case <-sub.done:
+	case <-ctx.Done():
+		if lane.leave(sub) {
+			sub.err = fmt.Errorf("submit tasks: %w", ctx.Err())
+			return
+		}
+		<-sub.done
+	}
+}
+
+// leave takes a submission out of the lane; false when its flush has begun.
+func (l *submitLane) leave(sub *submission) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i := slices.Index(l.waiting, sub)
+	if i < 0 {
+		return false
+	}
+	l.waiting = slices.Delete(l.waiting, i, i+1)
+	return true
+}
+
+// next takes the submissions of the next flush; with none the lane is no longer running.
+func (l *submitLane) next() []*submission {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := min(len(l.waiting), maxTogether)
+	batch := slices.Clone(l.waiting[:n])
+	l.waiting = slices.Delete(l.waiting, 0, n)
+	l.running = n > 0
+	return batch
+}
+
+// run flushes until nobody waits.
+func (s *submits) run(lane *submitLane) {
+	for batch := lane.next(); len(batch) > 0; batch = lane.next() {
+		flush(s.db, batch)
+		runtime.Gosched() // those who were answered may come back first
+	}
+}
+
+// flush submits a batch as one transaction and answers everybody.
+func flush(db *sqlx.DB, batch []*submission) {
+	parts := partsOf(batch)
+	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+	defer cancel()
+	answers, err := submitParts(ctx, db, parts)
+	for i := range parts {
+		switch {
+		case err == nil:
+			parts[i].answer(&answers[i])
+		default:
+			parts[i].fail(err)
+		}
+	}
+}
+
+// part is what a flush has of one workspace.
+type part struct {
+	ws      uuid.UUID
+	members []*submission
+	ids     []uuid.UUID
+	tasks   []NewTask // of all members, in the order they came
+	own     []string  // agents that are not built in
+	levels  []int64
+}
+
+// partsOf sorts submissions by workspace, each in the order they came.
+func partsOf(batch []*submission) []part {
+	parts := make([]part, 0, len(batch))
+	at := make(map[uuid.UUID]int, len(batch))
+	for _, sub := range batch {
+		i, met := at[sub.ws]
+		if !met {
+			i = len(parts)
+			at[sub.ws] = i
+			parts = append(parts, part{ws: sub.ws})
+		}
+		parts[i].members = append(parts[i].members, sub)
+		parts[i].tasks = append(parts[i].tasks, sub.tasks...)
+	}
+	for i := range parts {
+		p := &parts[i]
+		p.ids, p.own, p.levels = newIDs(len(p.tasks)), ownAgents(p.tasks), levelsOf(p.tasks)
+	}
+	return parts
+}
+
+// submitParts is one call of submit_together, and a transaction.
+func submitParts(ctx context.Context, db *sqlx.DB, parts []part) ([]submitted, error) {
+	var workspaces, ids []uuid.UUID
+	var tasks []NewTask
+	var own []string
+	var levels, sizes, owns, levelCounts []int64
+	for i := range parts {
+		p := &parts[i]
+		workspaces, sizes = append(workspaces, p.ws), append(sizes, int64(len(p.tasks)))
+		owns, levelCounts = append(owns, int64(len(p.own))), append(levelCounts, int64(len(p.levels)))
+		ids, tasks, own, levels = append(ids, p.ids...), append(tasks, p.tasks...), append(own, p.own...), append(levels, p.levels...)
+	}
+	args := append([]any{uuids(workspaces), bigints(sizes), bigints(owns), bigints(levelCounts)}, columnsOf(ids, tasks)...)
+	var raw []byte
+	err := sqlx.GetContext(ctx, db, &raw, `SELECT submit_together($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)`,
+		append(args, texts(own), bigints(levels))...)
+	if err != nil {
+		return nil, fmt.Errorf("submit tasks: %w", err)
+	}
+	var answers []submitted
+	if err := json.Unmarshal(raw, &answers); err != nil {
+		return nil, fmt.Errorf("read what was submitted: %w", err)
+	}
+	if len(answers) != len(parts) {
+		return nil, fmt.Errorf("read what was submitted: %d answers to %d parts", len(answers), len(parts))
+	}
+	return answers, nil
+}
+
+// answer gives each member its own of what became of the part. A turn goes to the first.
+func (p *part) answer(s *submitted) {
+	err := s.refusal()
+	if s.Refused == refusedAlone || err != nil && len(p.members) > 1 { // some of them may fit
+		for _, m := range p.members {
+			m.alone = true
+			close(m.done)
+		}
+		return
+	}
+	if err != nil {
+		p.fail(err)
+		return
+	}
+	views, turns := s.views(p.ids, p.tasks, p.levels), s.turns(p.ws)
+	for _, m := range p.members {
+		n := len(m.tasks)
+		m.views, views = views[:n:n], views[n:]
+		m.turns, turns = turns, nil
+		close(m.done)
+	}
+}
+
+func (p *part) fail(err error) {
+	for _, m := range p.members {
+		m.err = err
+		close(m.done)
+	}
+}
+
+// refusedAlone is submit_together's for a part that it left out.
+const refusedAlone = "alone"
