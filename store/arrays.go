@@ -85,6 +85,11 @@ func texts(list []string) array {
 	return array{oidText, len(list), func(b []byte, i int) ([]byte, bool) { return append(b, list[i]...), false }}
 }
 
+// bytesAsTexts is texts of what is bytes already.
+func bytesAsTexts(list [][]byte) array {
+	return array{oidText, len(list), func(b []byte, i int) ([]byte, bool) { return append(b, list[i]...), false }}
+}
+
 // jsonbs takes nil for null.
 func jsonbs(list [][]byte) array {
 	return array{oidJSONB, len(list), func(b []byte, i int) ([]byte, bool) {

@@ -83,7 +83,7 @@ func (s *submitted) refusal() error {
 // submit is one statement, in a transaction of its own unless db is one.
 func submit(ctx context.Context, db sqlx.QueryerContext, ws uuid.UUID, tasks []NewTask) ([]TaskView, []Turn, error) {
 	ids, levels := newIDs(len(tasks)), levelsOf(tasks)
-	args := append([]any{ws}, columnsOf(ids, tasks)...)
+	args := append([]any{ws}, columnsOf(ids, tasks, jsonbs)...)
 	var raw []byte
 	err := sqlx.GetContext(ctx, db, &raw, `SELECT submit_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
 		append(args, texts(ownAgents(tasks)), bigints(levels))...)
@@ -131,8 +131,8 @@ func ownAgents(tasks []NewTask) []string {
 	return own
 }
 
-// columnsOf are the arguments ids to users of submit_tasks, one array for each of a task's values.
-func columnsOf(ids []uuid.UUID, tasks []NewTask) []any {
+// columnsOf are the arguments ids to users of submit_tasks, one array for each of a task's values; objects makes that of JSON.
+func columnsOf(ids []uuid.UUID, tasks []NewTask, objects func([][]byte) array) []any {
 	n := len(tasks)
 	agents, models, prompts := make([]string, n), make([]string, n), make([]string, n)
 	inputs, metadata := make([][]byte, n), make([][]byte, n)
@@ -151,7 +151,7 @@ func columnsOf(ids []uuid.UUID, tasks []NewTask) []any {
 			users[i] = &t.UserID.UUID
 		}
 	}
-	return []any{uuids(ids), texts(agents), texts(models), texts(prompts), jsonbs(inputs), jsonbs(metadata), bigints(priorities),
+	return []any{uuids(ids), texts(agents), texts(models), texts(prompts), objects(inputs), objects(metadata), bigints(priorities),
 		bigints(timeouts), bigints(attempts), times(runAts), times(expires), nullUUIDs(keys), nullUUIDs(users)}
 }
 

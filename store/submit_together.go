@@ -20,7 +20,7 @@ import (
 //
 // The function submit_together (migration 00019) sees one workspace at a time, as every transaction of the API's role, and
 // keeps each from the others' failures. A submit that it leaves out, because somebody holds the load row or because it met
-// an error, and those of one workspace that do not all fit, are submitted alone by whoever sent them; so a refusal is
+// an error, and those of one workspace that are not all accepted, are submitted alone by whoever sent them; so a refusal is
 // always a submit's own, and nobody waits for a row in company.
 //
 // What dies in the middle of a flush: the process, and all of it is committed or none, none of it was answered; the
@@ -128,18 +128,23 @@ func (s *submits) run(lane *submitLane) {
 	}
 }
 
-// flush submits a batch as one transaction and answers everybody.
+// flush submits a batch as one transaction and answers everybody. What the database refuses before it looks at the parts, such
+// as text that is no UTF-8, has halves flushed until the culprit is by itself.
 func flush(db *sqlx.DB, batch []*submission) {
 	parts := partsOf(batch)
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
-	defer cancel()
 	answers, err := submitParts(ctx, db, parts)
+	cancel()
+	if len(batch) > 1 && sqlCode(err) != "" && !Unavailable(err) {
+		flush(db, batch[:len(batch)/2])
+		flush(db, batch[len(batch)/2:])
+		return
+	}
 	for i := range parts {
-		switch {
-		case err == nil:
-			parts[i].answer(&answers[i])
-		default:
+		if err != nil {
 			parts[i].fail(err)
+		} else {
+			parts[i].answer(&answers[i])
 		}
 	}
 }
@@ -187,7 +192,7 @@ func submitParts(ctx context.Context, db *sqlx.DB, parts []part) ([]submitted, e
 		owns, levelCounts = append(owns, int64(len(p.own))), append(levelCounts, int64(len(p.levels)))
 		ids, tasks, own, levels = append(ids, p.ids...), append(tasks, p.tasks...), append(own, p.own...), append(levels, p.levels...)
 	}
-	args := append([]any{uuids(workspaces), bigints(sizes), bigints(owns), bigints(levelCounts)}, columnsOf(ids, tasks)...)
+	args := append([]any{uuids(workspaces), bigints(sizes), bigints(owns), bigints(levelCounts)}, columnsOf(ids, tasks, bytesAsTexts)...)
 	var raw []byte
 	err := sqlx.GetContext(ctx, db, &raw, `SELECT submit_together($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)`,
 		append(args, texts(own), bigints(levels))...)

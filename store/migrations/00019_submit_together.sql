@@ -12,7 +12,8 @@
 -- submit_together submits parts, one of each workspace, as one transaction.
 --
 -- In:   workspaces   each once; parts, own_counts, level_counts   of each workspace, how many elements it has of ids to users, of
---       own_agents, and of levels, which are submit_tasks's arguments one workspace behind the other
+--       own_agents, and of levels, which are submit_tasks's arguments one workspace behind the other; JSON is text, so that what
+--       jsonb refuses fails within its part
 -- Out:  an array with an object for each workspace: what submit_tasks answers, or refused 'alone': nothing of it was stored and it is to
 --       be submitted by itself, because somebody holds its load row, or it met an error.
 --
@@ -21,7 +22,7 @@
 -- parts their savepoints stay in the part of a snapshot that is cheap to look at.
 -- +goose StatementBegin
 CREATE FUNCTION submit_together(workspaces uuid[], parts bigint[], own_counts bigint[], level_counts bigint[], ids uuid[], agents text[],
-    models text[], prompts text[], inputs jsonb[], metadata jsonb[], priorities bigint[], timeouts bigint[], attempts bigint[],
+    models text[], prompts text[], inputs text[], metadata text[], priorities bigint[], timeouts bigint[], attempts bigint[],
     run_ats timestamptz[], expires timestamptz[], api_keys uuid[], users uuid[], own_agents text[], levels bigint[]) RETURNS json
 LANGUAGE plpgsql VOLATILE SECURITY INVOKER SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET lock_timeout = '100ms' AS $$
 DECLARE
@@ -42,8 +43,9 @@ BEGIN
             PERFORM set_config('app.workspace_id', ws::text, true);
             PERFORM FROM public.workspace_load w WHERE w.workspace_id = ws FOR NO KEY UPDATE SKIP LOCKED;
             IF FOUND THEN
-                answer := public.submit_tasks(ws, ids[a:z], agents[a:z], models[a:z], prompts[a:z], inputs[a:z], metadata[a:z], priorities[a:z],
-                    timeouts[a:z], attempts[a:z], run_ats[a:z], expires[a:z], api_keys[a:z], users[a:z], own_agents[b:y], levels[c:x]);
+                answer := public.submit_tasks(ws, ids[a:z], agents[a:z], models[a:z], prompts[a:z], inputs[a:z]::jsonb[], metadata[a:z]::jsonb[],
+                    priorities[a:z], timeouts[a:z], attempts[a:z], run_ats[a:z], expires[a:z], api_keys[a:z], users[a:z],
+                    own_agents[b:y], levels[c:x]);
             END IF;
         EXCEPTION WHEN OTHERS THEN
             NULL; -- by itself it meets the same error, and its sender is told
