@@ -3,7 +3,8 @@
 // It speaks to Postgres through sqlx and lib/pq, keeps each statement beside the Go that runs it, and imports
 // nothing else of ours. Three types stand for the three login roles, so that the compiler says who may do what:
 //
-//   - API serves one workspace per transaction, which row-level security enforces (app.workspace_id).
+//   - API serves one workspace per transaction, which row-level security enforces (app.workspace_id); only small submits
+//     share one, each workspace's part under its own setting (submit_together.go).
 //   - Fleet is the workers' side: claims and finishes across workspaces, in shared transactions.
 //   - System is the scheduler's, billing's and the operators' side.
 //
