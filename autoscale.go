@@ -7,14 +7,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
-	"github.com/generic-corp/muster/store"
 	"github.com/generic-corp/muster/worker/autoscale"
 )
 
 // The autoscaler, introduced to the ledger and to its platform. It runs in the scheduler that leads.
 
 // newScaler makes the scaler that the settings ask for; nil when they ask for none.
-func newScaler(cfg Config, system *store.System, reg prometheus.Registerer, log zerolog.Logger) (*autoscale.Scaler, error) {
+func newScaler(cfg Config, loads *tierLoads, reg prometheus.Registerer, log zerolog.Logger) (*autoscale.Scaler, error) {
 	driver, err := newDriver(cfg)
 	if driver == nil {
 		return nil, err
@@ -23,7 +22,7 @@ func newScaler(cfg Config, system *store.System, reg prometheus.Registerer, log 
 		Int("min", cfg.Autoscale.Min).Int("max", cfg.Autoscale.Max).Msg("this scheduler scales the workers while it leads")
 	return autoscale.New(autoscale.Config{Policy: cfg.Autoscale.Policy, Driver: driver, Now: time.Now, Metrics: autoscale.NewMetrics(reg), Log: log,
 		Load: func(ctx context.Context) (autoscale.Load, error) {
-			return fleetLoad(ctx, system, cfg.WorkerConcurrency)
+			return fleetLoad(ctx, loads, cfg.WorkerConcurrency)
 		}}), nil
 }
 
@@ -56,14 +55,14 @@ func newDriver(cfg Config) (autoscale.Driver, error) {
 const drainGrace = 20 * time.Second
 
 // fleetLoad reads what the scaler goes by. usualSlots is how many slots a worker is taken to have while there is none.
-func fleetLoad(ctx context.Context, system *store.System, usualSlots int) (autoscale.Load, error) {
+func fleetLoad(ctx context.Context, loads *tierLoads, usualSlots int) (autoscale.Load, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	load := autoscale.Load{Figures: autoscale.Figures{At: time.Now(), Slots: usualSlots}, Busy: map[string]int{}}
-	tiers, err := system.TierLoad(ctx)
+	tiers, at, err := loads.load(ctx)
 	if err != nil {
 		return autoscale.Load{}, err
 	}
+	load := autoscale.Load{Figures: autoscale.Figures{At: at, Slots: usualSlots}, Busy: map[string]int{}}
 	for _, t := range tiers {
 		load.Runnable += int(t.Runnable)
 		load.Running += int(t.Running)
@@ -71,12 +70,12 @@ func fleetLoad(ctx context.Context, system *store.System, usualSlots int) (autos
 			load.OldestWait = max(load.OldestWait, time.Duration(t.OldestTurn*float64(time.Millisecond)))
 		}
 	}
-	pause, err := system.AutoscalePaused(ctx)
+	pause, err := loads.system.AutoscalePaused(ctx)
 	if err != nil {
 		return autoscale.Load{}, err
 	}
 	load.Paused = pause != nil
-	workers, err := system.LiveWorkers(ctx)
+	workers, err := loads.system.LiveWorkers(ctx)
 	if err != nil {
 		return autoscale.Load{}, err
 	}

@@ -166,7 +166,7 @@ func TestFleetLoadIsWhatTheScalerGoesBy(t *testing.T) {
 	t.Cleanup(fleet.Close)
 	ctx := context.Background()
 	system := store.NewSystem(env.System(t))
-	load, err := fleetLoad(ctx, system, 20)
+	load, err := fleetLoad(ctx, &tierLoads{system: system}, 20)
 	if err != nil || load.Slots != 20 || load.Runnable != 0 || load.At.IsZero() {
 		t.Errorf("of an empty fleet: %+v, %v", load, err)
 	}
@@ -178,7 +178,7 @@ func TestFleetLoadIsWhatTheScalerGoesBy(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	load, err = fleetLoad(ctx, system, 20)
+	load, err = fleetLoad(ctx, &tierLoads{system: system}, 20)
 	if err != nil || load.Slots != 8 || load.Busy["a/1"] != 3 || load.Busy["b/1"] != 3 {
 		t.Errorf("of two workers: %+v, %v", load, err)
 	}
@@ -192,7 +192,7 @@ func TestOperatorsPauseTheAutoscaler(t *testing.T) {
 	vars := whole(env)
 	paused := func() bool {
 		t.Helper()
-		load, err := fleetLoad(ctx, system, 20)
+		load, err := fleetLoad(ctx, &tierLoads{system: system}, 20)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -69,6 +69,7 @@ func asynqmonHandler(redis asynq.RedisConnOpt) http.Handler {
 // fleetCollector exports what the ledger and Redis know of the whole fleet, read when Prometheus asks.
 type fleetCollector struct {
 	system *store.System
+	tiers  *tierLoads
 	line   *jobs.Line
 	log    zerolog.Logger
 }
@@ -98,7 +99,7 @@ func (c *fleetCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	tiers, err := c.system.TierLoad(ctx)
+	tiers, _, err := c.tiers.load(ctx)
 	byQueue := map[string]store.TierFigures{}
 	for _, t := range tiers {
 		byQueue[t.Queue] = t

@@ -311,7 +311,8 @@ func runScheduler(ctx context.Context, c *cli, args []string) error {
 	} else {
 		log.Warn().Msg("SMTP_URL is not set: nobody is mailed that a quota is used up")
 	}
-	if s.scaler, err = newScaler(cfg, system, reg, log); err != nil {
+	loads := &tierLoads{system: system}
+	if s.scaler, err = newScaler(cfg, loads, reg, log); err != nil {
 		return err
 	}
 	hooks, closeHooks, err := newWebhookSender(ctx, cfg, reg, log)
@@ -331,7 +332,7 @@ func runScheduler(ctx context.Context, c *cli, args []string) error {
 	} else {
 		log.Warn().Msg("STRIPE_SECRET_KEY is not set: usage is recorded, not pushed")
 	}
-	reg.MustRegister(&fleetCollector{system: system, line: line, log: log}, &marginCollector{system: system, log: log})
+	reg.MustRegister(&fleetCollector{system: system, tiers: loads, line: line, log: log}, &marginCollector{system: system, log: log})
 	if err := serveOps(ctx, cfg.OpsAddr, reg, log, map[string]http.Handler{asynqmonPath + "/": asynqmonHandler(cfg.Redis.RedisConnOpt)}); err != nil {
 		return err
 	}

@@ -83,7 +83,7 @@ func (c *cli) switchAutoscale(ctx context.Context, set *flag.FlagSet, args []str
 }
 
 func (c *cli) showScaling(ctx context.Context, system *store.System, asJSON bool) error {
-	load, err := fleetLoad(ctx, system, 1)
+	load, err := fleetLoad(ctx, &tierLoads{system: system}, 1)
 	if err != nil {
 		return err
 	}

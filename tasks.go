@@ -79,9 +79,13 @@ func tasksList(ctx context.Context, c *cli, args []string) error {
 	if err := d.note(ctx, "tasks.read", ""); err != nil {
 		return err
 	}
-	list, err := d.ledger.Tasks(ctx, d.ws, f, uuid.Nil, limit)
-	if err != nil {
-		return err
+	var list []store.TaskView
+	for before, more := uuid.Nil, true; more && len(list) < limit; more = before != uuid.Nil {
+		var page []store.TaskView
+		if page, before, err = d.ledger.Tasks(ctx, d.ws, f, before, limit-len(list)); err != nil {
+			return err
+		}
+		list = append(list, page...)
 	}
 	shown := make([]taskJSON, len(list))
 	for i, t := range list {

@@ -45,13 +45,22 @@ func (q *request) bareID(prefix, what string) (uuid.UUID, error) {
 // is, where the workspace alone does not, and by what it is filtered. rows reads at most n rows behind the key before,
 // whose zero value is the start.
 func listPage[K, R, J any](s *Server, q *request, list string, p pageParams, rows func(before K, n int) ([]R, error), key func(R) K, show func(R) J) (answer, error) {
+	return walkPage(s, q, list, p, func(before K, n int) ([]R, *K, error) {
+		found, err := rows(before, n)
+		return found, nil, err
+	}, key, show)
+}
+
+// walkPage is listPage for rows that may stop before they have found n: stopped is then the key to go on behind, and the page
+// is shorter than its limit though another one follows.
+func walkPage[K, R, J any](s *Server, q *request, list string, p pageParams, rows func(before K, n int) (found []R, stopped *K, err error), key func(R) K, show func(R) J) (answer, error) {
 	var before K
 	if p.Cursor != "" {
 		if err := s.cursors.open(q.id.Workspace, list, p.Cursor, &before); err != nil {
 			return answer{}, err
 		}
 	}
-	found, err := rows(before, p.Limit+1) // one more, to know whether another page follows
+	found, stopped, err := rows(before, p.Limit+1) // one more, to know whether another page follows
 	if err != nil {
 		return answer{}, err
 	}
@@ -60,7 +69,11 @@ func listPage[K, R, J any](s *Server, q *request, list string, p pageParams, row
 		page.Data = append(page.Data, show(row))
 	}
 	if len(found) > p.Limit {
-		next := s.cursors.seal(q.id.Workspace, list, key(found[p.Limit-1]))
+		last := key(found[p.Limit-1])
+		stopped = &last
+	}
+	if stopped != nil {
+		next := s.cursors.seal(q.id.Workspace, list, *stopped)
 		page.NextCursor = &next
 	}
 	return answer{status: http.StatusOK, body: page}, nil

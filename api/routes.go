@@ -107,8 +107,9 @@ var routes = []route{
 	{method: http.MethodGet, path: "/v1/members/{user_id}", role: store.RoleViewer, scope: "members:read", summary: "One member",
 		params: memberParams{}, answers: map[int]any{200: memberJSON{}}, handle: (*Server).getMember},
 	{method: http.MethodGet, path: "/v1/tasks", role: store.RoleViewer, scope: "tasks:read", summary: "The tasks, newest first",
-		details: "Leaves out prompt, input and result. metadata.KEY=VALUE chooses tasks with this pair; it may stand several times.",
-		params:  listTasksParams{}, answers: map[int]any{200: listJSON[taskItemJSON]{}}, handle: (*Server).listTasks},
+		details: "Leaves out prompt, input and result. metadata.KEY=VALUE chooses tasks with this pair; it may stand several times. " +
+			"A page looks at 10,000 tasks at most: with a filter that few pass it may be short or empty and still have a next_cursor.",
+		params: listTasksParams{}, answers: map[int]any{200: listJSON[taskItemJSON]{}}, handle: (*Server).listTasks},
 	{method: http.MethodGet, path: "/v1/tasks/{id}", role: store.RoleViewer, scope: "tasks:read", waits: true, summary: "One task",
 		details: "With Prefer: wait=N (1 to 60 seconds) it answers when the task has ended or the time is over.",
 		params:  getTaskParams{}, answers: map[int]any{200: taskJSON{}}, headers: []string{"Preference-Applied"}, handle: (*Server).getTask},

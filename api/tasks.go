@@ -133,8 +133,12 @@ func (s *Server) listTasks(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	return listPage(s, q, listName(filter), p.pageParams, func(before uuid.UUID, n int) ([]store.TaskView, error) {
-		return s.Store.Tasks(q.ctx, q.id.Workspace, filter, before, n)
+	return walkPage(s, q, listName(filter), p.pageParams, func(before uuid.UUID, n int) ([]store.TaskView, *uuid.UUID, error) {
+		tasks, stopped, err := s.Store.Tasks(q.ctx, q.id.Workspace, filter, before, n)
+		if stopped == uuid.Nil {
+			return tasks, nil, err
+		}
+		return tasks, &stopped, err
 	}, func(t store.TaskView) uuid.UUID { return t.ID }, itemOf)
 }
 

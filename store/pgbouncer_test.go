@@ -58,7 +58,7 @@ func TestThroughPgBouncer(t *testing.T) {
 					what := []string{"read", "error", "panic", "cancel", "look without a scope"}[kind]
 					switch what {
 					case "read":
-						if tasks, err := api.Tasks(t.Context(), who.workspace, store.TaskFilter{}, uuid.Nil, 10); err != nil || len(tasks) != 1 || tasks[0].ID != own[who] {
+						if tasks, _, err := api.Tasks(t.Context(), who.workspace, store.TaskFilter{}, uuid.Nil, 10); err != nil || len(tasks) != 1 || tasks[0].ID != own[who] {
 							t.Errorf("%d tasks of its own, %v", len(tasks), err)
 						}
 					case "error":

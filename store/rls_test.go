@@ -42,7 +42,7 @@ func TestAPoolOfOneConnectionLeaksNothing(t *testing.T) {
 	}
 	seesOne := func(ws uuid.UUID) {
 		t.Helper()
-		tasks, err := api.Tasks(t.Context(), ws, store.TaskFilter{}, uuid.Nil, 10)
+		tasks, _, err := api.Tasks(t.Context(), ws, store.TaskFilter{}, uuid.Nil, 10)
 		if err != nil || len(tasks) != 1 {
 			t.Errorf("%d tasks, %v", len(tasks), err)
 		}

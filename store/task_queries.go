@@ -2,8 +2,11 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -64,70 +67,114 @@ func (a *API) TaskStatus(ctx context.Context, ws, id uuid.UUID) (string, error) 
 //
 // It runs down the primary key, so a page costs the same at any depth and new tasks never shift it. Filters are
 // applied on the way; running tasks are found through leases and a short line through its index, so that a few of
-// them among very many ended ones are found at once.
-func (a *API) Tasks(ctx context.Context, ws uuid.UUID, f TaskFilter, before uuid.UUID, limit int) ([]TaskView, error) {
-	views := []TaskView{}
-	err := a.inWorkspace(ctx, ws, func(tx *sqlx.Tx) error {
+// them among very many ended ones are found at once. A filter that few tasks pass gives up behind walkLimit of them: stopped
+// is then the id to go on below, and the list may be shorter than limit, or empty; it is uuid.Nil otherwise.
+func (a *API) Tasks(ctx context.Context, ws uuid.UUID, f TaskFilter, before uuid.UUID, limit int) (views []TaskView, stopped uuid.UUID, err error) {
+	views = []TaskView{}
+	err = a.inWorkspace(ctx, ws, func(tx *sqlx.Tx) error {
 		w := &Work{Workspace: ws, tx: tx}
 		var waiting int
 		if err := tx.GetContext(ctx, &waiting, `SELECT waiting FROM workspace_load WHERE workspace_id = $1`, ws); err != nil {
 			return noRows(fmt.Errorf("read load row: %w", err), "workspace")
 		}
-		query, args := f.query(ws, before, limit, waiting)
-		if err := tx.SelectContext(ctx, &views, query, args...); err != nil {
+		q := f.query(ws, before, limit, waiting)
+		if err := tx.SelectContext(ctx, &views, q.sql, q.args...); err != nil {
 			return fmt.Errorf("list tasks: %w", err)
+		}
+		if q.walk != "" && len(views) < limit {
+			err := tx.GetContext(ctx, &stopped, q.walk, q.walkArgs...)
+			if err != nil && !errors.Is(err, sql.ErrNoRows) { // none: it went down to the oldest
+				return fmt.Errorf("find where a walk down the tasks stopped: %w", err)
+			}
 		}
 		return w.explain(ctx, views)
 	})
-	return views, err
+	return views, stopped, err
 }
 
-// shortLine is up to how many waiting tasks a list of queued ones reads the line and sorts it, instead of running down
-// the primary key until it has met enough of them.
-const shortLine = 2000
+const (
+	// shortLine is up to how many waiting tasks a list of queued ones reads the line and sorts it, instead of running down
+	// the primary key until it has met enough of them.
+	shortLine = 2000
 
-func (f TaskFilter) query(ws, before uuid.UUID, limit, waiting int) (string, []any) {
+	// walkLimit is how many tasks a list looks at to fill a page of those that pass its filter.
+	walkLimit = 10_000
+)
+
+// listQuery is how a list is read.
+type listQuery struct {
+	sql  string
+	args []any
+
+	walk     string // where the walk down the primary key stopped; empty when the list needs none
+	walkArgs []any
+}
+
+func (f TaskFilter) query(ws, before uuid.UUID, limit, waiting int) listQuery {
 	args := []any{ws, orMax(before)}
 	arg := func(v any) string {
 		args = append(args, v)
 		return "$" + strconv.Itoa(len(args))
 	}
-	with, tables := "", taskTables
-	where := []string{"t.workspace_id = $1", "t.id < $2"}
+	// Ids carry the submitting process's clock, created_at the database's: an hour's margin lets the key's range help.
+	keys := "workspace_id = $1 AND id < $2"
+	if f.CreatedAfter != nil {
+		keys += " AND id >= " + arg(idAt(f.CreatedAfter.Add(-time.Hour)))
+	}
+	if f.CreatedBefore != nil {
+		keys += " AND id < " + arg(idAt(f.CreatedBefore.Add(time.Hour)))
+	}
+	q := listQuery{walkArgs: slices.Clone(args)}
+	with, tables := "", `(SELECT * FROM tasks WHERE `+keys+`) t `+withLease
+	var where []string
+	walk := false
 	switch f.Status {
 	case "":
 	case StatusRunning:
-		tables = `leases l JOIN tasks t ON t.workspace_id = l.workspace_id AND t.id = l.task_id`
+		tables = `leases l JOIN (SELECT * FROM tasks WHERE ` + keys + `) t ON t.workspace_id = l.workspace_id AND t.id = l.task_id`
 		where = append(where, "l.workspace_id = $1")
 	case StatusQueued:
-		if waiting <= shortLine {
+		if walk = waiting > shortLine; !walk {
 			with = `WITH line AS MATERIALIZED (SELECT id FROM tasks WHERE workspace_id = $1 AND status = 'queued') `
 			where = append(where, "t.id IN (SELECT id FROM line)")
 		}
 		// As a parameter, so that a generic plan cannot use the line's index and sort all of a long line.
 		where = append(where, "t.status = "+arg(f.Status), "l.id IS NULL")
 	default:
+		walk = true
 		where = append(where, "t.status = "+arg(f.Status))
 	}
 	if f.Agent != "" {
+		walk = walk || f.Status == ""
 		where = append(where, "t.agent = "+arg(f.Agent))
 	}
-	if f.Schedule != uuid.Nil {
-		where = append(where, "t.schedule_id = "+arg(f.Schedule)) // index tasks_schedule
-	}
-	// Ids carry the submitting process's clock, created_at the database's: an hour's margin lets the key's range help.
-	if f.CreatedAfter != nil {
-		where = append(where, "t.created_at > "+arg(*f.CreatedAfter), "t.id >= "+arg(idAt(f.CreatedAfter.Add(-time.Hour))))
-	}
-	if f.CreatedBefore != nil {
-		where = append(where, "t.created_at < "+arg(*f.CreatedBefore), "t.id < "+arg(idAt(f.CreatedBefore.Add(time.Hour))))
-	}
 	if len(f.Metadata) > 0 {
+		walk = walk || f.Status == ""
 		pairs, _ := json.Marshal(f.Metadata) // strings only: cannot fail
 		where = append(where, "t.metadata @> "+arg(string(pairs))+"::jsonb")
 	}
-	return with + `SELECT ` + listColumns + ` FROM ` + tables + ` WHERE ` + strings.Join(where, " AND ") +
-		` ORDER BY t.id DESC LIMIT ` + arg(limit), args
+	if f.Schedule != uuid.Nil {
+		walk = false
+		where = append(where, "t.schedule_id = "+arg(f.Schedule)) // index tasks_schedule
+	}
+	if f.CreatedAfter != nil {
+		where = append(where, "t.created_at > "+arg(*f.CreatedAfter))
+	}
+	if f.CreatedBefore != nil {
+		where = append(where, "t.created_at < "+arg(*f.CreatedBefore))
+	}
+	if walk {
+		down := `FROM tasks WHERE ` + keys + ` ORDER BY id DESC `
+		tables = `(SELECT * ` + down + `LIMIT ` + strconv.Itoa(walkLimit) + `) t ` + withLease
+		q.walk = `SELECT id ` + down + `OFFSET ` + strconv.Itoa(walkLimit-1) + ` LIMIT 1`
+	}
+	condition := ""
+	if len(where) > 0 {
+		condition = ` WHERE ` + strings.Join(where, " AND ")
+	}
+	q.sql = with + `SELECT ` + listColumns + ` FROM ` + tables + condition + ` ORDER BY t.id DESC LIMIT ` + arg(limit)
+	q.args = args
+	return q
 }
 
 // idAt is the least UUIDv7 of a moment.

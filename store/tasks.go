@@ -110,5 +110,6 @@ const (
 		t.api_key_id, t.created_by_user, t.schedule_id, t.agent_ms, t.provider_calls, t.input_tokens, t.output_tokens, t.cost_microusd`
 	taskColumns = taskHead + `, t.prompt, t.input, coalesce(t.result, 'null') AS result`
 	listColumns = taskHead + `, '' AS prompt, 'null'::jsonb AS input, 'null'::jsonb AS result`
-	taskTables  = `tasks t LEFT JOIN leases l ON l.workspace_id = t.workspace_id AND l.task_id = t.id`
+	taskTables  = `tasks t ` + withLease
+	withLease   = `LEFT JOIN leases l ON l.workspace_id = t.workspace_id AND l.task_id = t.id`
 )

@@ -135,7 +135,7 @@ func (l *line) compare(db *sqlx.DB, ws uuid.UUID, singles int, seen func(*store.
 	before := time.UnixMilli(m.load.ClockIsMS)
 	views := map[uuid.UUID][]store.TaskView{}
 	for page := uuid.Nil; ; {
-		list, err := l.api.Tasks(ctx, ws, store.TaskFilter{}, page, 200)
+		list, _, err := l.api.Tasks(ctx, ws, store.TaskFilter{}, page, 200)
 		if err != nil {
 			return err
 		}

@@ -134,17 +134,21 @@ func (w *Work) ReplayDeliveries(ctx context.Context, endpoint uuid.UUID, status 
 // SweepWebhooks gives up what waits for endpoints that are disabled, and removes what waits for endpoints that are gone,
 // deliveries older than DeliveryLife and secrets that have ended, batch by batch.
 func (s *System) SweepWebhooks(ctx context.Context) error {
-	const waiting = `SELECT d.workspace_id, d.endpoint_id, d.id FROM lanes l
-			LEFT JOIN webhook_endpoints e ON e.workspace_id = l.workspace_id AND e.id = l.endpoint_id
-			JOIN webhook_deliveries d ON d.workspace_id = l.workspace_id AND d.endpoint_id = l.endpoint_id AND d.status = 'waiting'`
+	// Which lanes comes first: what waits in the others, however much, is not looked at.
+	swept := func(which string) string {
+		return `WITH RECURSIVE ` + lanes + `, swept AS MATERIALIZED (SELECT l.workspace_id, l.endpoint_id FROM lanes l
+			LEFT JOIN webhook_endpoints e ON e.workspace_id = l.workspace_id AND e.id = l.endpoint_id WHERE ` + which + `)`
+	}
+	const waiting = `SELECT d.workspace_id, d.endpoint_id, d.id FROM swept l CROSS JOIN LATERAL (SELECT d.* FROM webhook_deliveries d
+		WHERE d.workspace_id = l.workspace_id AND d.endpoint_id = l.endpoint_id AND d.status = 'waiting' LIMIT $1) d LIMIT $1`
 	for _, q := range []struct {
 		what, sql string
 		args      []any
 	}{
-		{"deliveries to disabled webhooks", `WITH RECURSIVE ` + lanes + ` UPDATE webhook_deliveries SET status = 'dead', last_error = $2
-			WHERE (workspace_id, endpoint_id, id) IN (` + waiting + ` WHERE NOT e.enabled LIMIT $1)`, []any{DeliveryDisabled}},
-		{"deliveries to deleted webhooks", `WITH RECURSIVE ` + lanes + ` DELETE FROM webhook_deliveries
-			WHERE (workspace_id, endpoint_id, id) IN (` + waiting + ` WHERE e.id IS NULL LIMIT $1)`, nil},
+		{"deliveries to disabled webhooks", swept(`NOT e.enabled`) + ` UPDATE webhook_deliveries SET status = 'dead', last_error = $2
+			WHERE (workspace_id, endpoint_id, id) IN (` + waiting + `)`, []any{DeliveryDisabled}},
+		{"deliveries to deleted webhooks", swept(`e.id IS NULL`) + ` DELETE FROM webhook_deliveries
+			WHERE (workspace_id, endpoint_id, id) IN (` + waiting + `)`, nil},
 		{"old deliveries", `DELETE FROM webhook_deliveries WHERE (workspace_id, endpoint_id, id) IN (SELECT workspace_id, endpoint_id, id FROM webhook_deliveries
 			WHERE created_at < now() - $2 * interval '1 millisecond' LIMIT $1)`, []any{DeliveryLife.Milliseconds()}},
 		{"old webhook secrets", `DELETE FROM webhook_secrets WHERE (workspace_id, endpoint_id, id) IN (SELECT workspace_id, endpoint_id, id FROM webhook_secrets
