@@ -121,7 +121,7 @@ var planSteps = []planStep{
 		}},
 
 	{group: "Customers' changes of many tasks", name: "choose what to cancel in bulk", calls: "Work.CancelMatching", once: true, whole: true,
-		why: "What waits, by `tasks_line` and `tasks_scheduled`, never what has ended: at most the plan's waiting tasks (200,000 with Pro). The filter here chooses none.",
+		why: "What runs and what waits, read before the load row is locked: at most the plan's waiting tasks (200,000 with Pro, which takes a tenth of the second below). The filter here chooses none, so it meets all of them. What is chosen is canceled 1,000 in a transaction.",
 		call: func(ctx context.Context, l *planLedger) error {
 			return l.work(ctx, func(w *store.Work) error {
 				_, err := w.CancelMatching(ctx, store.CancelFilter{Metadata: map[string]string{"n": "none"}})
