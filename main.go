@@ -63,6 +63,8 @@ func commands() []command {
 		{"workspace", "list|show|set-plan|set-limit|pause|resume|restore …", "look at and change workspaces", runWorkspace},
 		{"plans", "", "the table of plans; --cost PLAN: what a workspace can cost at worst", runPlans},
 		{"tasks", "list|show|retry|cancel|retry-all|cancel-all|dead-letters …", "look at and change tasks", runTasks},
+		{"schedules", "list|show|pause|resume|delete …", "look at and change cron schedules", runSchedules},
+		{"webhooks", "list|enable|disable|test|deliveries|replay|replay-all …", "look at and change webhooks and what was sent to them", runWebhooks},
 		{"autoscale", "show|pause|resume …", "look at the fleet's load, pause the autoscaler", runAutoscale},
 		{"user", "list|show|reset-password …", "look at accounts, let somebody in again", runUser},
 		{"billing", "setup|push|reconcile …", "usage and Stripe", runBilling},

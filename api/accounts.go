@@ -33,10 +33,10 @@ type workspaceBody struct {
 }
 
 type workspacePatch struct {
-	Name *string `json:"name" minLength:"1" maxLength:"100"`
-	Slug *string `json:"slug" maxLength:"63" description:"Chooses this workspace's login on a host of its own. A DNS label of at least 3 characters that no other workspace has; empty: none."`
+	Name *string `json:"name" minLength:"1" maxLength:"100" nullable:"false"`
+	Slug *string `json:"slug" maxLength:"63" nullable:"true" description:"Chooses this workspace's login on a host of its own. A DNS label of at least 3 characters that no other workspace has; empty or null: none."`
 
-	Overage *overagePatch `json:"overage" description:"Paid time past the plan, on plans that cost something. It holds from the next task that starts."`
+	Overage *overagePatch `json:"overage" nullable:"false" description:"Paid time past the plan, on plans that cost something. It holds from the next task that starts."`
 }
 
 type overagePatch struct {

@@ -47,7 +47,8 @@ func describe(table []route, version string) ([]byte, error) {
 	return json.Marshal(document)
 }
 
-// letNullBe takes back the reflector's type beside an anyOf that allows null: both would have to hold.
+// letNullBe takes back the reflector's type beside an anyOf that allows null, since both would have to hold, and adds null to an
+// enum of a type that allows it.
 func letNullBe(node any) {
 	switch n := node.(type) {
 	case []any:
@@ -59,6 +60,10 @@ func letNullBe(node any) {
 			if first, _ := alternatives[0].(map[string]any); first["type"] == "null" {
 				delete(n, "type")
 			}
+		}
+		types, _ := n["type"].([]any)
+		if values, ok := n["enum"].([]any); ok && slices.Contains(types, any("null")) && !slices.Contains(values, nil) {
+			n["enum"] = append(values, nil)
 		}
 		for _, element := range n {
 			letNullBe(element)

@@ -14,6 +14,7 @@ import (
 // prefix "items." bind the elements of an array or a map.
 type rules struct {
 	required             bool
+	nullable             string // what null does: "true" unsets the field, "false" is refused; "": the field is as if absent
 	minimum, maximum     *int64
 	minLength, maxLength *int // characters
 	minItems, maxItems   *int
@@ -50,7 +51,7 @@ func rulesOf(tag reflect.StructTag) rules {
 		return nil
 	}
 	return rules{
-		required: tag.Get("required") == "true", minimum: number("minimum"), maximum: number("maximum"),
+		required: tag.Get("required") == "true", nullable: tag.Get("nullable"), minimum: number("minimum"), maximum: number("maximum"),
 		minLength: length("minLength"), maxLength: length("maxLength"), minItems: length("minItems"), maxItems: length("maxItems"),
 		maxProperties: length("maxProperties"), enum: list("enum"), pattern: tag.Get("pattern"),
 		itemEnum: list("items.enum"), itemMaxLength: length("items.maxLength"),

@@ -26,18 +26,18 @@ type scheduleBody struct {
 	Task                taskTemplate `json:"task" required:"true"`
 }
 
-// schedulePatch changes what it names; null leaves a field as it is.
+// schedulePatch changes what it names, as a JSON merge patch (RFC 7396), but that a task is replaced whole.
 type schedulePatch struct {
-	Name                *string       `json:"name" minLength:"1" maxLength:"100"`
-	Cron                *string       `json:"cron" minLength:"1" maxLength:"100"`
-	Timezone            *string       `json:"timezone" minLength:"1" maxLength:"64"`
-	MissedRuns          *string       `json:"missed_runs" enum:"skip,run_once,run_all"`
-	Overlap             *string       `json:"overlap" enum:"allow,skip"`
-	Paused              *bool         `json:"paused" description:"true pauses, false resumes: it then occurs from now on."`
-	StartsAt            *time.Time    `json:"starts_at"`
-	EndsAt              *time.Time    `json:"ends_at"`
-	ExpiresAfterSeconds *int          `json:"expires_after_seconds" minimum:"0" maximum:"2592000" description:"0: its tasks do not expire."`
-	Task                *taskTemplate `json:"task" description:"Replaces the whole task."`
+	Name                *string       `json:"name" minLength:"1" maxLength:"100" nullable:"false"`
+	Cron                *string       `json:"cron" minLength:"1" maxLength:"100" nullable:"false"`
+	Timezone            *string       `json:"timezone" minLength:"1" maxLength:"64" nullable:"true" description:"null: UTC."`
+	MissedRuns          *string       `json:"missed_runs" enum:"skip,run_once,run_all" nullable:"true" description:"null: run_once."`
+	Overlap             *string       `json:"overlap" enum:"allow,skip" nullable:"true" description:"null: allow."`
+	Paused              *bool         `json:"paused" nullable:"true" description:"true pauses, false and null resume: it then occurs from now on."`
+	StartsAt            *time.Time    `json:"starts_at" nullable:"true" description:"null: any time."`
+	EndsAt              *time.Time    `json:"ends_at" nullable:"true" description:"null: never."`
+	ExpiresAfterSeconds *int          `json:"expires_after_seconds" minimum:"0" maximum:"2592000" nullable:"true" description:"0 and null: its tasks do not expire."`
+	Task                *taskTemplate `json:"task" nullable:"false" description:"Replaces the whole task."`
 }
 
 // scheduleItemJSON is a schedule in a list.
@@ -211,15 +211,14 @@ func (b *schedulePatch) apply(spec *store.ScheduleSpec, id *identity) error {
 	replace(&spec.Name, b.Name)
 	replace(&spec.Cron, b.Cron)
 	replace(&spec.Timezone, b.Timezone)
+	setDefault(&spec.Timezone, "UTC")
 	replace(&spec.MissedRuns, b.MissedRuns)
+	setDefault(&spec.MissedRuns, store.MissedRunOnce)
 	replace(&spec.Overlap, b.Overlap)
+	setDefault(&spec.Overlap, store.OverlapAllow)
 	replace(&spec.Paused, b.Paused)
-	if b.StartsAt != nil {
-		spec.StartsAt = b.StartsAt
-	}
-	if b.EndsAt != nil {
-		spec.EndsAt = b.EndsAt
-	}
+	replaceTime(&spec.StartsAt, b.StartsAt)
+	replaceTime(&spec.EndsAt, b.EndsAt)
 	if b.ExpiresAfterSeconds != nil {
 		spec.ExpiresAfterMS = secondsToMS(b.ExpiresAfterSeconds)
 	}
@@ -234,6 +233,15 @@ func (b *schedulePatch) apply(spec *store.ScheduleSpec, id *identity) error {
 func replace[T any](field, with *T) {
 	if with != nil {
 		*field = *with
+	}
+}
+
+// replaceTime writes the zero time, a patch's null, as none.
+func replaceTime(field **time.Time, with *time.Time) {
+	if with != nil {
+		if *field = with; with.IsZero() {
+			*field = nil
+		}
 	}
 }
 

@@ -45,6 +45,19 @@ func TestSchedules(t *testing.T) {
 		if p := c.do("PATCH", path, map[string]any{"ends_at": time.Now().Add(-time.Hour)}).want(200); p.str("status") != "ended" {
 			t.Errorf("at its end: %s", p.body)
 		}
+		c.do("PATCH", path, map[string]any{"missed_runs": "skip", "overlap": "skip", "timezone": "Europe/Berlin", "expires_after_seconds": 5,
+			"starts_at": "2000-01-01T00:00:00Z", "ends_at": "2100-01-01T00:00:00Z", "paused": true}).want(200)
+		unset := map[string]any{"missed_runs": nil, "overlap": nil, "timezone": nil, "expires_after_seconds": nil, "starts_at": nil, "ends_at": nil, "paused": nil}
+		p = c.do("PATCH", path, unset).want(200)
+		if p.str("missed_runs") != "run_once" || p.str("overlap") != "allow" || p.str("timezone") != "UTC" || p.str("status") != "active" ||
+			p.at("expires_after_seconds") != nil || p.at("starts_at") != nil || p.at("ends_at") != nil || p.str("name") != "hourly" {
+			t.Errorf("unset: %s", p.body)
+		}
+		for _, field := range []string{"name", "cron", "task"} {
+			if got := c.do("PATCH", path, map[string]any{field: nil}).problem(probInvalid).fields(); len(got) == 0 || !slices.Contains(got, field) {
+				t.Errorf("%s cannot be unset: wrong are %v", field, got)
+			}
+		}
 		c.do("DELETE", path, nil).want(204)
 		c.get(path).problem(probNotFound)
 		c.do("DELETE", path, nil).problem(probNotFound)

@@ -20,9 +20,10 @@ import (
 // numbers beyond a double) is refused here, by name. All wrong fields are told at once, and the limits are read from
 // the same struct tags that OpenAPI is made of, so that they cannot differ:
 //
-//	json:"name" required:"true" minimum maximum minLength maxLength (in characters) minItems maxItems maxProperties enum pattern
+//	json:"name" required:"true" minimum maximum minLength maxLength (in characters) minItems maxItems maxProperties enum pattern nullable
 //
-// null stands for an absent field everywhere.
+// null stands for an absent field, but where a patch could mean something else by it (RFC 7396): there nullable:"true" makes the
+// field a pointer to its zero value, which unsets it, and nullable:"false" refuses null.
 
 // maxDepth is how deeply objects and arrays may be nested.
 const maxDepth = 32
@@ -82,6 +83,12 @@ func (s *scanner) value(path string, v reflect.Value, r rules, depth int) {
 	switch s.raw[s.pos] {
 	case 'n':
 		s.pos += len("null")
+		switch {
+		case r.nullable == "false":
+			s.wrong(path, "must not be null")
+		case r.nullable == "true":
+			v.Set(reflect.New(v.Type().Elem()))
+		}
 		return
 	case '{', '[':
 		if depth > maxDepth {

@@ -147,6 +147,10 @@ func TestSlugs(t *testing.T) {
 	if r := set(a, "").want(200); r.at("slug") != nil {
 		t.Errorf("%s", r.body)
 	}
+	set(a, "acme").want(200)
+	if r := set(a, nil).want(200); r.at("slug") != nil {
+		t.Errorf("%s", r.body)
+	}
 	set(b, "acme").want(200)
 	if n := w.count(`SELECT count(*) FROM audit_log WHERE workspace_id = $1 AND action = 'workspace.update' AND details->'changed' ? 'slug'`, b.ws); n != 1 {
 		t.Errorf("%d audit entries", n)

@@ -26,10 +26,10 @@ type newWebhookBody struct {
 }
 
 type patchWebhookBody struct {
-	URL         *string  `json:"url" minLength:"1" maxLength:"2048"`
-	Events      []string `json:"events" minItems:"1" maxItems:"10" items.enum:"task.succeeded,task.failed,task.canceled,quota.notice"`
-	Description *string  `json:"description" maxLength:"200"`
-	Enabled     *bool    `json:"enabled" description:"While false nothing is recorded for it, and what waits is given up."`
+	URL         *string  `json:"url" minLength:"1" maxLength:"2048" nullable:"false"`
+	Events      []string `json:"events" minItems:"1" maxItems:"10" items.enum:"task.succeeded,task.failed,task.canceled,quota.notice" nullable:"false"`
+	Description *string  `json:"description" maxLength:"200" nullable:"true" description:"null: none."`
+	Enabled     *bool    `json:"enabled" nullable:"false" description:"While false nothing is recorded for it, and what waits is given up."`
 }
 
 type webhookJSON struct {
@@ -38,7 +38,7 @@ type webhookJSON struct {
 	Events       []string   `json:"events"`
 	Description  string     `json:"description"`
 	Enabled      bool       `json:"enabled"`
-	DisabledWhy  *string    `json:"disabled_why" description:"customer, gone (it answered 410) or failing (nothing arrived there for three days); null while enabled."`
+	DisabledWhy  *string    `json:"disabled_why" description:"customer, operator, gone (it answered 410) or failing (nothing arrived there for three days); null while enabled."`
 	DisabledAt   *time.Time `json:"disabled_at"`
 	FailingSince *time.Time `json:"failing_since" description:"Since when every attempt has failed; null when the last one arrived."`
 	CreatedBy    string     `json:"created_by" description:"A user (usr_...) or an API key (key_...)."`

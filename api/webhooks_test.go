@@ -95,6 +95,14 @@ func TestWebhooks(t *testing.T) {
 			t.Error(url)
 		}
 		blind.do("PATCH", "/v1/webhooks/"+id, map[string]any{"description": "x"}).want(200)
+		if r := blind.do("PATCH", "/v1/webhooks/"+id, map[string]any{"description": nil}).want(200); r.str("description") != "" {
+			t.Errorf("null unsets a description: %s", r.body)
+		}
+		for _, field := range []string{"url", "events", "enabled"} {
+			if got := blind.do("PATCH", "/v1/webhooks/"+id, map[string]any{field: nil}).problem(probInvalid).fields(); len(got) != 1 || got[0] != field {
+				t.Errorf("%s cannot be unset: wrong are %v", field, got)
+			}
+		}
 		blind.do("DELETE", "/v1/webhooks/"+id, nil).want(204)
 	})
 

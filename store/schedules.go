@@ -214,6 +214,32 @@ func (w *Work) UpdateSchedule(ctx context.Context, id uuid.UUID, change func(*Sc
 	return w.Schedule(ctx, id)
 }
 
+// SwitchSchedule pauses a schedule or lets it occur again from now on: an operator's change, of nothing else.
+func (w *Work) SwitchSchedule(ctx context.Context, id uuid.UUID, paused bool) (Schedule, error) {
+	limits, err := w.lockSchedules(ctx)
+	if err != nil {
+		return Schedule{}, err
+	}
+	s, err := w.Schedule(ctx, id)
+	if err != nil || s.Paused == paused {
+		return s, err
+	}
+	c, err := ParseCron(s.Cron, s.Timezone)
+	if err != nil {
+		return s, err
+	}
+	var next *time.Time
+	if !paused {
+		next = s.first(c, limits.Now)
+	}
+	_, err = w.tx.ExecContext(ctx, `UPDATE schedules SET paused = $3, next_at = $4, version = version + 1, updated_at = now() WHERE workspace_id = $1 AND id = $2`,
+		w.Workspace, id, paused, next)
+	if err != nil {
+		return s, fmt.Errorf("switch schedule %s: %w", id, err)
+	}
+	return w.Schedule(ctx, id)
+}
+
 func sameTime(a, b *time.Time) bool {
 	return a == b || a != nil && b != nil && a.Equal(*b)
 }

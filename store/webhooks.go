@@ -29,6 +29,7 @@ var WebhookEvents = []string{EventTaskSucceeded, EventTaskFailed, EventTaskCance
 // Why an endpoint is disabled.
 const (
 	DisabledByCustomer = "customer"
+	DisabledByOperator = "operator"
 	DisabledGone       = "gone"    // it answered 410
 	DisabledFailing    = "failing" // nothing arrived there for WebhookPatience
 )
@@ -159,23 +160,52 @@ type WebhookPatch struct {
 	Enabled     *bool
 }
 
-// ChangeWebhook changes an endpoint. Another URL, or enabling it, forgets what is held against it.
+// ChangeWebhook changes an endpoint. Another URL, or enabling it, forgets what is held against it. Conflict when an operator has
+// disabled what is to be enabled.
 func (w *Work) ChangeWebhook(ctx context.Context, id uuid.UUID, p WebhookPatch) (Webhook, error) {
 	if _, err := w.lockWebhooks(ctx); err != nil {
 		return Webhook{}, err
 	}
 	var hook Webhook
 	err := w.tx.GetContext(ctx, &hook, `UPDATE webhook_endpoints SET url = coalesce($3, url), events = coalesce($4, events),
-			description = coalesce($5, description), updated_at = now(), enabled = coalesce($6, enabled),
-			disabled_why = CASE WHEN coalesce($6, enabled) THEN NULL ELSE coalesce(disabled_why, $7) END,
-			disabled_at = CASE WHEN coalesce($6, enabled) THEN NULL ELSE coalesce(disabled_at, now()) END,
-			letter_at = CASE WHEN $6 THEN NULL ELSE letter_at END,
+			description = coalesce($5, description), updated_at = now(),
 			failures = CASE WHEN fresh THEN 0 ELSE failures END, failing_since = CASE WHEN fresh THEN NULL ELSE failing_since END,
 			not_before = CASE WHEN fresh THEN NULL ELSE not_before END, slow = CASE WHEN fresh THEN false ELSE slow END
-		FROM (SELECT $6::boolean IS TRUE OR $3::text IS NOT NULL AS fresh) f
-		WHERE workspace_id = $1 AND id = $2 RETURNING `+webhookColumns, w.Workspace, id, p.URL, pq.Array(p.Events), p.Description, p.Enabled, DisabledByCustomer)
+		FROM (SELECT $3::text IS NOT NULL AS fresh) f
+		WHERE workspace_id = $1 AND id = $2 RETURNING `+webhookColumns, w.Workspace, id, p.URL, pq.Array(p.Events), p.Description)
 	if err != nil {
 		return hook, noRows(fmt.Errorf("change webhook: %w", err), "webhook")
+	}
+	switch {
+	case p.Enabled == nil:
+		return hook, nil
+	case *p.Enabled && hook.DisabledWhy != nil && *hook.DisabledWhy == DisabledByOperator:
+		return hook, refuse(Conflict, "the webhook was disabled by an operator; ask support")
+	}
+	return w.switchWebhook(ctx, id, *p.Enabled, DisabledByCustomer)
+}
+
+// SwitchWebhook enables or disables an endpoint: an operator's change, of nothing else.
+func (w *Work) SwitchWebhook(ctx context.Context, id uuid.UUID, enabled bool) (Webhook, error) {
+	if _, err := w.lockWebhooks(ctx); err != nil {
+		return Webhook{}, err
+	}
+	return w.switchWebhook(ctx, id, enabled, DisabledByOperator)
+}
+
+// switchWebhook enables an endpoint, which forgets that it has failed, or disables it for a reason, unless it has one already.
+// The load row is locked.
+func (w *Work) switchWebhook(ctx context.Context, id uuid.UUID, enabled bool, why string) (Webhook, error) {
+	set := `enabled = false, disabled_why = coalesce(disabled_why, $3), disabled_at = coalesce(disabled_at, now())`
+	args := []any{w.Workspace, id, why}
+	if enabled {
+		set = `enabled = true, disabled_why = NULL, disabled_at = NULL, letter_at = NULL, failures = 0, failing_since = NULL, not_before = NULL, slow = false`
+		args = args[:2]
+	}
+	var hook Webhook
+	err := w.tx.GetContext(ctx, &hook, `UPDATE webhook_endpoints SET `+set+`, updated_at = now() WHERE workspace_id = $1 AND id = $2 RETURNING `+webhookColumns, args...)
+	if err != nil {
+		return hook, noRows(fmt.Errorf("switch webhook: %w", err), "webhook")
 	}
 	return hook, w.flagWebhooks(ctx)
 }

@@ -1,4 +1,4 @@
--- Cancels of very many tasks, which end in batches, and positions that do not count who has expired.
+-- Cancels of very many tasks, which end in batches; positions that do not count who has expired; webhooks that operators disable.
 --
 -- Deploy story: additive. An API or scheduler of the version before cancels in one transaction, as it did, and knows no cancels
 -- under way: replace the schedulers no later than the APIs, or what an API has begun waits for the first new scheduler. A process
@@ -24,6 +24,9 @@ CREATE POLICY api_own ON task_cancels TO muster_api USING (workspace_id = app_wo
 CREATE POLICY system_line ON task_cancels TO muster_system USING (true) WITH CHECK (true);
 GRANT SELECT, INSERT, UPDATE (requested_at) ON task_cancels TO muster_api;
 GRANT SELECT, INSERT, UPDATE (requested_at), DELETE ON task_cancels TO muster_system;
+
+ALTER TABLE webhook_endpoints DROP CONSTRAINT webhook_endpoints_disabled_why_check;
+ALTER TABLE webhook_endpoints ADD CONSTRAINT webhook_endpoints_disabled_why_check CHECK (disabled_why IN ('customer', 'operator', 'gone', 'failing'));
 
 -- line_position counts the tasks in line that run before one that is in line too; 1001 stands for more than 1000. One that has
 -- expired and is not ended yet (store/expire.go) will not run.
@@ -59,5 +62,10 @@ BEGIN
         LIMIT 1001) first);
 END $$;
 -- +goose StatementEnd
+ALTER TABLE webhook_endpoints NO FORCE ROW LEVEL SECURITY; -- FORCE binds the owner too: it would see no row to change
+UPDATE webhook_endpoints SET disabled_why = 'customer' WHERE disabled_why = 'operator';
+ALTER TABLE webhook_endpoints FORCE ROW LEVEL SECURITY;
+ALTER TABLE webhook_endpoints DROP CONSTRAINT webhook_endpoints_disabled_why_check;
+ALTER TABLE webhook_endpoints ADD CONSTRAINT webhook_endpoints_disabled_why_check CHECK (disabled_why IN ('customer', 'gone', 'failing'));
 DROP TABLE task_cancels;
 ALTER TABLE tasks DROP COLUMN requeued_at;
