@@ -19,6 +19,7 @@ type openAPIJSON struct {
 	OpenAPI    string     `json:"openapi"`
 	Info       jsonObject `json:"info"`
 	Paths      jsonObject `json:"paths"`
+	Webhooks   jsonObject `json:"webhooks"`
 	Components jsonObject `json:"components"`
 }
 
@@ -34,6 +35,9 @@ func describe(table []route, version string) ([]byte, error) {
 		if err := describeRoute(r, &table[i]); err != nil {
 			return nil, fmt.Errorf("%s: %w", table[i].pattern(), err)
 		}
+	}
+	if err := describeWebhooks(r); err != nil {
+		return nil, fmt.Errorf("webhooks: %w", err)
 	}
 	raw, err := json.Marshal(r.Spec)
 	if err != nil {
@@ -92,13 +96,7 @@ func describeRoute(r *openapi31.Reflector, t *route) error {
 		}{})
 	}
 	if t.body != nil {
-		oc.AddReqStructure(t.body, func(cu *openapi.ContentUnit) {
-			cu.Customize = func(cor openapi.ContentOrReference) {
-				if body, ok := cor.(*openapi31.RequestBodyOrReference); ok && body.RequestBody != nil {
-					body.RequestBody.WithRequired(true)
-				}
-			}
-		})
+		oc.AddReqStructure(t.body, requiredBody)
 	}
 	for status, body := range t.answers {
 		options := []openapi.ContentOption{openapi.WithHTTPStatus(status), openapi.WithCustomize(t.addHeaders(status))}
@@ -123,6 +121,14 @@ func describeRoute(r *openapi31.Reflector, t *route) error {
 			})
 	}
 	return r.AddOperation(oc)
+}
+
+func requiredBody(cu *openapi.ContentUnit) {
+	cu.Customize = func(cor openapi.ContentOrReference) {
+		if body, ok := cor.(*openapi31.RequestBodyOrReference); ok && body.RequestBody != nil {
+			body.RequestBody.WithRequired(true)
+		}
+	}
 }
 
 // fullDetails adds who may call it.
@@ -187,7 +193,7 @@ func (r *route) addHeaders(status int) func(openapi.ContentOrReference) {
 	}
 }
 
-// closeObjects makes the fields of answers required and lets no object have others.
+// closeObjects makes the fields of answers and of webhooks' events required and lets no object have others.
 func closeObjects(p jsonschema.InterceptPropParams) error {
 	if !p.Processed || p.ParentSchema == nil {
 		return nil
@@ -199,7 +205,7 @@ func closeObjects(p jsonschema.InterceptPropParams) error {
 	no := false
 	p.ParentSchema.AdditionalProperties = &jsonschema.SchemaOrBool{TypeBoolean: &no}
 	oc, ok := openapi.OperationCtx(p.Context)
-	if ok && oc.IsProcessingResponse() && !strings.Contains(options, "omitempty") && !slices.Contains(p.ParentSchema.Required, name) {
+	if ok && (oc.IsProcessingResponse() || describesWebhook(oc)) && !strings.Contains(options, "omitempty") && !slices.Contains(p.ParentSchema.Required, name) {
 		p.ParentSchema.Required = append(p.ParentSchema.Required, name)
 	}
 	return nil

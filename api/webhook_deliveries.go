@@ -149,31 +149,27 @@ func (s *Server) replayDeliveries(q *request) (answer, error) {
 	})
 }
 
-// webhookEventJSON is what an endpoint is sent, as Standard Webhooks shapes it.
-type webhookEventJSON struct {
-	Type      string    `json:"type"`
-	Timestamp time.Time `json:"timestamp" description:"When it happened."`
-	Data      any       `json:"data"`
-}
-
-// endedTaskJSON is a task as its event tells it: as in lists, with its result.
-type endedTaskJSON struct {
-	taskItemJSON
-	Result    *resultJSON `json:"result"`
-	Truncated bool        `json:"truncated" description:"The result is left out, because the event would be larger than 256 KiB or the task is not kept any more."`
-}
-
 // WebhookBody is an event as it is sent.
 func WebhookBody(e store.DeliveryEvent) ([]byte, error) {
-	body := webhookEventJSON{Type: e.Type, Timestamp: e.CreatedAt.UTC(), Data: e.Data}
-	if e.Task.Valid {
+	at := e.CreatedAt.UTC()
+	var body any
+	var err error
+	switch e.Type {
+	case store.EventQuotaNotice:
+		told := quotaEventJSON{Type: e.Type, Timestamp: at}
+		err, body = json.Unmarshal(e.Data, &told.Data), &told
+	case store.EventWebhookTest:
+		told := testEventJSON{Type: e.Type, Timestamp: at}
+		err, body = json.Unmarshal(e.Data, &told.Data), &told
+	default:
 		var facts store.TaskFacts
-		if err := json.Unmarshal(e.Data, &facts); err != nil {
-			return nil, fmt.Errorf("read facts of event %s: %w", e.ID, err)
-		}
-		told := endedTaskJSON{taskItemJSON: itemOf(store.TaskView{Task: facts.Task(e.Task.UUID)}), Truncated: e.Omitted}
-		_ = json.Unmarshal(e.Result, &told.Result) // null leaves nil
-		body.Data = told
+		err = json.Unmarshal(e.Data, &facts)
+		told := taskEventJSON{Type: e.Type, Timestamp: at, Data: endedTaskJSON{taskItemJSON: itemOf(store.TaskView{Task: facts.Task(e.Task.UUID)}), Truncated: e.Omitted}}
+		_ = json.Unmarshal(e.Result, &told.Data.Result) // null leaves nil
+		body = told
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read facts of event %s: %w", e.ID, err)
 	}
 	raw, err := answer{body: body}.marshal()
 	if err != nil {
