@@ -298,7 +298,7 @@ func (s *Server) patchWorkspace(q *request) (answer, error) {
 				f.wrong("slug", "%s", fault)
 			}
 		}
-		if b.Name == nil && b.Slug == nil && b.Overage == nil {
+		if b.Name == nil && b.Slug == nil && b.Overage == nil && f.err() == nil {
 			f.wrong("name", "nothing is to change")
 		}
 	})

@@ -184,7 +184,7 @@ func (s *Server) patchSchedule(q *request) (answer, error) {
 				f.wrong("name", "must not be empty")
 			}
 		}
-		if *b == (schedulePatch{}) {
+		if *b == (schedulePatch{}) && f.err() == nil {
 			f.wrong("name", "nothing is to change")
 		}
 	})
