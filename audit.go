@@ -241,45 +241,38 @@ type auditLineJSON struct {
 }
 
 func auditShow(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster audit show WS|system", flag.ContinueOnError)
-	asJSON := set.Bool("json", false, "print JSON, an entry per line")
-	limit := set.Int("limit", 50, "how many, newest first, 1 to 1000000")
 	var f store.AuditFilter
-	set.StringVar(&f.Action, "action", "", "only this action, such as api_key.create or api_key.*")
-	set.StringVar(&f.Actor, "actor", "", "only what this user, key or operator did")
-	set.StringVar(&f.Target, "target", "", "only what was done to this")
-	positional, err := c.flags(set, args, 1, 1)
+	var limit int
+	var chain uuid.UUID
+	d, err := c.open(ctx, "audit show WS|system", args, func(set *flag.FlagSet) {
+		set.IntVar(&limit, "limit", 50, "how many, newest first, 1 to 1000000")
+		set.StringVar(&f.Action, "action", "", "only this action, such as api_key.create or api_key.*")
+		set.StringVar(&f.Actor, "actor", "", "only what this user, key or operator did")
+		set.StringVar(&f.Target, "target", "", "only what was done to this")
+	}, func(d *desk) (err error) {
+		chain, err = parseChain(d.args[0])
+		return cmp.Or(limited(limit, 1_000_000), err)
+	})
 	if err != nil {
 		return err
 	}
-	if *limit < 1 || *limit > 1_000_000 {
-		return misuse("--limit is %d; want 1 to 1000000", *limit)
-	}
-	chain, err := parseChain(positional[0])
-	if err != nil {
-		return err
-	}
-	system, _, done, err := c.openSystem(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
-	if err := system.Note(ctx, chain, operator(), "audit_log.read", positional[0], f.Details()); err != nil {
+	defer d.done()
+	if err := d.system.Note(ctx, chain, operator(), "audit_log.read", d.args[0], f.Details()); err != nil {
 		return err
 	}
 	const page = 500
 	tw, lines := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0), json.NewEncoder(c.stdout)
-	if !*asJSON {
+	if !d.json {
 		fmt.Fprintln(tw, "ENTRY\tAT\tACTOR\tACTION\tTARGET\tFROM\tDETAILS")
 	}
-	for before, left := int64(0), *limit; left > 0; {
-		entries, err := system.AuditLog(ctx, chain, f, before, min(left, page))
+	for before, left := int64(0), limit; left > 0; {
+		entries, err := d.system.AuditLog(ctx, chain, f, before, min(left, page))
 		if err != nil {
 			return err
 		}
 		for _, e := range entries {
-			if *asJSON {
-				err = lines.Encode(auditLineJSON{positional[0], e.Seq, e.At.UTC(), e.ActorType, e.ActorID, e.Action, e.Target, e.Details, e.IP, e.RequestID, hex.EncodeToString(e.Hash)})
+			if d.json {
+				err = lines.Encode(auditLineJSON{d.args[0], e.Seq, e.At.UTC(), e.ActorType, e.ActorID, e.Action, e.Target, e.Details, e.IP, e.RequestID, hex.EncodeToString(e.Hash)})
 			} else {
 				_, err = fmt.Fprintf(tw, "%d\t%s\t%s %s\t%s\t%s\t%s\t%s\n", e.Seq, e.At.UTC().Format(time.RFC3339), e.ActorType, printable(e.ActorID), e.Action,
 					printable(e.Target), e.IP, printable(string(e.Details)))

@@ -38,7 +38,7 @@ func (c *cli) open(ctx context.Context, usage string, args []string, define func
 	}
 	wanted := slices.DeleteFunc(strings.Fields(usage), func(word string) bool { return !unicode.IsUpper(rune(word[0])) })
 	most := len(wanted)
-	if strings.HasSuffix(usage, "…") {
+	if most > 0 && strings.HasSuffix(wanted[most-1], "…") {
 		most = -1
 	}
 	var err error

@@ -5,8 +5,6 @@ import (
 	"flag"
 	"fmt"
 	"time"
-
-	"github.com/generic-corp/muster/store"
 )
 
 // Operators' commands on the autoscaler: what it sees, and the switch that pauses it within one of its steps.
@@ -34,64 +32,63 @@ type pauseJSON struct {
 }
 
 func autoscaleShow(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster autoscale show", flag.ContinueOnError)
-	asJSON := set.Bool("json", false, "print JSON")
-	if _, err := c.flags(set, args, 0, 0); err != nil {
-		return err
-	}
-	system, _, done, err := c.openSystem(ctx)
+	d, err := c.open(ctx, "autoscale show", args, nil, nil)
 	if err != nil {
 		return err
 	}
-	defer done()
-	return c.showScaling(ctx, system, *asJSON)
+	defer d.done()
+	return d.showScaling(ctx)
 }
 
 func autoscalePause(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster autoscale pause", flag.ContinueOnError)
-	reason := set.String("reason", "", "why, for those who find it paused; at most 1,000 characters")
-	return c.switchAutoscale(ctx, set, args, func(s *store.System) (bool, error) {
-		if len(*reason) > 1000 {
-			return false, misuse("--reason has %d characters; want at most 1000", len(*reason))
+	var reason string
+	d, err := c.open(ctx, "autoscale pause", args, func(set *flag.FlagSet) {
+		set.StringVar(&reason, "reason", "", "why, for those who find it paused; at most 1,000 characters")
+	}, func(*desk) error {
+		if len(reason) > 1000 {
+			return misuse("--reason has %d characters; want at most 1000", len(reason))
 		}
-		return s.PauseAutoscale(ctx, *reason, operator())
-	}, "it was paused before; that stays as it is")
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	defer d.done()
+	changed, err := d.system.PauseAutoscale(ctx, reason, operator())
+	return d.switched(ctx, changed, err, "it was paused before; that stays as it is")
 }
 
 func autoscaleResume(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster autoscale resume", flag.ContinueOnError)
-	return c.switchAutoscale(ctx, set, args, func(s *store.System) (bool, error) { return s.ResumeAutoscale(ctx, operator()) }, "it was not paused")
+	d, err := c.open(ctx, "autoscale resume", args, nil, nil)
+	if err != nil {
+		return err
+	}
+	defer d.done()
+	changed, err := d.system.ResumeAutoscale(ctx, operator())
+	return d.switched(ctx, changed, err, "it was not paused")
 }
 
-func (c *cli) switchAutoscale(ctx context.Context, set *flag.FlagSet, args []string, turn func(*store.System) (bool, error), unchanged string) error {
-	asJSON := set.Bool("json", false, "print JSON")
-	if _, err := c.flags(set, args, 0, 0); err != nil {
-		return err
-	}
-	system, _, done, err := c.openSystem(ctx)
+// switched tells what came of the switch.
+func (d *desk) switched(ctx context.Context, changed bool, err error, unchanged string) error {
 	if err != nil {
 		return err
 	}
-	defer done()
-	switch changed, err := turn(system); {
-	case err != nil:
-		return err
-	case !changed:
-		fmt.Fprintln(c.stderr, "note:", unchanged)
+	if !changed {
+		fmt.Fprintln(d.stderr, "note:", unchanged)
 	}
-	return c.showScaling(ctx, system, *asJSON)
+	return d.showScaling(ctx)
 }
 
-func (c *cli) showScaling(ctx context.Context, system *store.System, asJSON bool) error {
-	load, err := fleetLoad(ctx, &tierLoads{system: system}, 1)
+func (d *desk) showScaling(ctx context.Context) error {
+	load, err := fleetLoad(ctx, &tierLoads{system: d.system}, 1)
 	if err != nil {
 		return err
 	}
-	fleet, err := system.FleetLoad(ctx)
+	fleet, err := d.system.FleetLoad(ctx)
 	if err != nil {
 		return err
 	}
-	pause, err := system.AutoscalePaused(ctx)
+	pause, err := d.system.AutoscalePaused(ctx)
 	if err != nil {
 		return err
 	}
@@ -99,14 +96,14 @@ func (c *cli) showScaling(ctx context.Context, system *store.System, asJSON bool
 	if pause != nil {
 		shown.Paused = &pauseJSON{By: pause.By, Reason: pause.Reason, At: pause.At.UTC()}
 	}
-	if asJSON {
-		return printJSON(c.stdout, shown)
+	if d.json {
+		return printJSON(d.stdout, shown)
 	}
 	paused := "no"
 	if p := shown.Paused; p != nil {
 		paused = fmt.Sprintf("since %s by %s: %s", p.At.Format(time.RFC3339), printable(p.By), printable(p.Reason))
 	}
-	fmt.Fprintf(c.stdout, "paused       %s\nworkers      %d, %d slots\nrunning      %d\nrunnable     %d\noldest wait  %s\n",
+	fmt.Fprintf(d.stdout, "paused       %s\nworkers      %d, %d slots\nrunning      %d\nrunnable     %d\noldest wait  %s\n",
 		paused, shown.Workers, shown.Slots, shown.Running, shown.Runnable, load.OldestWait.Round(time.Millisecond))
 	return nil
 }

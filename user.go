@@ -42,21 +42,15 @@ func showUser(u store.User) userJSON {
 }
 
 func userList(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster user list", flag.ContinueOnError)
-	asJSON := set.Bool("json", false, "print JSON")
-	limit := set.Int("limit", 100, "how many, newest first, 1 to 10000")
-	if _, err := c.flags(set, args, 0, 0); err != nil {
-		return err
-	}
-	if *limit < 1 || *limit > 10_000 {
-		return misuse("--limit is %d; want 1 to 10000", *limit)
-	}
-	system, _, done, err := c.openSystem(ctx)
+	var limit int
+	d, err := c.open(ctx, "user list", args, func(set *flag.FlagSet) {
+		set.IntVar(&limit, "limit", 100, "how many, newest first, 1 to 10000")
+	}, func(*desk) error { return limited(limit, 10_000) })
 	if err != nil {
 		return err
 	}
-	defer done()
-	users, err := system.Users(ctx, *limit)
+	defer d.done()
+	users, err := d.system.Users(ctx, limit)
 	if err != nil {
 		return err
 	}
@@ -64,7 +58,7 @@ func userList(ctx context.Context, c *cli, args []string) error {
 	for i, u := range users {
 		shown[i] = showUser(u)
 	}
-	if *asJSON {
+	if d.json {
 		return printJSON(c.stdout, shown)
 	}
 	tw := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
@@ -76,18 +70,12 @@ func userList(ctx context.Context, c *cli, args []string) error {
 }
 
 func userShow(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster user show EMAIL", flag.ContinueOnError)
-	asJSON := set.Bool("json", false, "print JSON")
-	positional, err := c.flags(set, args, 1, 1)
+	d, err := c.open(ctx, "user show EMAIL", args, nil, nil)
 	if err != nil {
 		return err
 	}
-	system, _, done, err := c.openSystem(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
-	account, err := system.Account(ctx, strings.ToLower(positional[0]))
+	defer d.done()
+	account, err := d.system.Account(ctx, strings.ToLower(d.args[0]))
 	if err != nil {
 		return err
 	}
@@ -96,7 +84,7 @@ func userShow(ctx context.Context, c *cli, args []string) error {
 		shown.Workspaces = append(shown.Workspaces, membershipJSON{Workspace: store.FormatID(store.WorkspacePrefix, m.Workspace), Name: m.Name, Status: m.Status,
 			Role: m.Role, JoinedAt: m.JoinedAt.UTC()})
 	}
-	if *asJSON {
+	if d.json {
 		return printJSON(c.stdout, shown)
 	}
 	fmt.Fprintf(c.stdout, "%s  %s  verified %v  created %s\n", shown.ID, printable(shown.Email), shown.Verified, shown.CreatedAt.Format(time.RFC3339))
@@ -110,22 +98,17 @@ func userShow(ctx context.Context, c *cli, args []string) error {
 
 // userResetPassword makes a token for somebody whom no letter reaches. The token goes to stdout alone.
 func userResetPassword(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster user reset-password EMAIL", flag.ContinueOnError)
-	positional, err := c.flags(set, args, 1, 1)
+	d, err := c.open(ctx, "user reset-password EMAIL", args, nil, nil)
 	if err != nil {
 		return err
 	}
-	system, _, done, err := c.openSystem(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
+	defer d.done()
 	token, hash := api.NewResetToken()
-	if err := system.AllowReset(ctx, strings.ToLower(positional[0]), hash, operator()); err != nil {
+	if err := d.system.AllowReset(ctx, strings.ToLower(d.args[0]), hash, operator()); err != nil {
 		return err
 	}
 	fmt.Fprintln(c.stdout, token)
 	fmt.Fprintf(c.stderr, "The token works once, within %.0f minutes: POST /v1/auth/password/reset {\"token\": \"…\", \"password\": \"…\"}. All sessions of %s end with it.\n",
-		store.ResetLife.Minutes(), printable(strings.ToLower(positional[0])))
+		store.ResetLife.Minutes(), printable(strings.ToLower(d.args[0])))
 	return nil
 }

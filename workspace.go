@@ -178,32 +178,27 @@ func printJSON(w io.Writer, v any) error {
 }
 
 func workspaceList(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster workspace list", flag.ContinueOnError)
-	asJSON := set.Bool("json", false, "print JSON")
-	limit := set.Int("limit", 100, "how many, newest first, 1 to 10000")
-	byMargin := set.Bool("by-margin", false, "those that bring least this month, of those that have cost anything")
-	if _, err := c.flags(set, args, 0, 0); err != nil {
-		return err
-	}
-	if *limit < 1 || *limit > 10_000 {
-		return misuse("--limit is %d; want 1 to 10000", *limit)
-	}
-	system, _, done, err := c.openSystem(ctx)
+	var limit int
+	var byMargin bool
+	d, err := c.open(ctx, "workspace list", args, func(set *flag.FlagSet) {
+		set.IntVar(&limit, "limit", 100, "how many, newest first, 1 to 10000")
+		set.BoolVar(&byMargin, "by-margin", false, "those that bring least this month, of those that have cost anything")
+	}, func(*desk) error { return limited(limit, 10_000) })
 	if err != nil {
 		return err
 	}
-	defer done()
-	if err := system.Note(ctx, store.SystemChain, operator(), "workspaces.read", "", map[string]any{"limit": *limit}); err != nil {
+	defer d.done()
+	if err := d.system.Note(ctx, store.SystemChain, operator(), "workspaces.read", "", map[string]any{"limit": limit}); err != nil {
 		return err
 	}
-	if *byMargin {
-		return c.listByMargin(ctx, system, *limit, *asJSON)
+	if byMargin {
+		return c.listByMargin(ctx, d.system, limit, d.json)
 	}
-	list, err := system.Workspaces(ctx, uuid.Nil, *limit)
+	list, err := d.system.Workspaces(ctx, uuid.Nil, limit)
 	if err != nil {
 		return err
 	}
-	if *asJSON {
+	if d.json {
 		shown := make([]workspaceJSON, len(list))
 		for i, w := range list {
 			shown[i] = showWorkspace(w)
@@ -242,41 +237,31 @@ func printable(s string) string {
 }
 
 func workspaceShow(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster workspace show", flag.ContinueOnError)
-	asJSON := set.Bool("json", false, "print JSON")
-	positional, err := c.flags(set, args, 1, 1)
+	d, err := c.open(ctx, "workspace show WS", args, nil, nil)
 	if err != nil {
 		return err
 	}
-	ws, err := parseWorkspace(positional[0])
-	if err != nil {
+	defer d.done()
+	if err := d.note(ctx, "workspace.read", store.FormatID(store.WorkspacePrefix, d.ws)); err != nil {
 		return err
 	}
-	system, _, done, err := c.openSystem(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
-	if err := system.Note(ctx, ws, operator(), "workspace.read", positional[0], nil); err != nil {
-		return err
-	}
-	return c.showOne(ctx, system, ws, *asJSON)
+	return d.showOne(ctx)
 }
 
-// showOne prints a workspace as it is now.
-func (c *cli) showOne(ctx context.Context, system *store.System, ws uuid.UUID, asJSON bool) error {
-	w, err := system.Workspace(ctx, ws)
+// showOne prints the workspace as it is now.
+func (d *desk) showOne(ctx context.Context) error {
+	w, err := d.system.Workspace(ctx, d.ws)
 	if err != nil {
 		return err
 	}
-	m, err := system.Margin(ctx, ws)
+	m, err := d.system.Margin(ctx, d.ws)
 	if err != nil {
 		return err
 	}
-	if asJSON {
+	if d.json {
 		shown := showWorkspace(w)
 		shown.Price, shown.ProviderCost, shown.Margin, shown.ExpectedCost = &m.PriceMicroUSD, &m.CostMicroUSD, ptr(m.MicroUSD()), &m.ExpectedMicroUSD
-		return printJSON(c.stdout, shown)
+		return printJSON(d.stdout, shown)
 	}
 	paused := "no"
 	if by := pausedBy(w); by != nil {
@@ -288,7 +273,7 @@ func (c *cli) showOne(ctx context.Context, system *store.System, ws uuid.UUID, a
 		}
 		return *s
 	}
-	tw := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
+	tw := tabwriter.NewWriter(d.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(tw, "workspace\t%s\nname\t%s\nstatus\t%s\nplan\t%s (queue %s)\npaused\t%s\nrunning\t%d of %d\nwaiting\t%d of %d\n",
 		store.FormatID(store.WorkspacePrefix, w.ID), printable(w.Name), w.Status, w.Plan, w.Queue, paused, w.Running, w.Concurrency, w.Waiting, w.MaxWaiting)
 	fmt.Fprintf(tw, "agent time %s\t%d ms used, %d reserved, of %d\nrequests per hour\t%d\nStripe customer\t%s\nStripe subscription\t%s\n",
@@ -310,62 +295,59 @@ func (c *cli) showOne(ctx context.Context, system *store.System, ws uuid.UUID, a
 }
 
 func workspaceSetPlan(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster workspace set-plan WS PLAN", flag.ContinueOnError)
-	asJSON := set.Bool("json", false, "print the workspace as JSON")
-	customer := set.String("stripe-customer", "", "attach this Stripe customer (cus_…)")
-	subscription := set.String("stripe-subscription", "", "attach this Stripe subscription (sub_…)")
-	positional, err := c.flags(set, args, 2, 2)
-	if err != nil {
-		return err
-	}
-	ws, err := parseWorkspace(positional[0])
-	if err != nil {
-		return err
-	}
-	plan, ok := store.PlanByID(positional[1])
-	if !ok {
+	var plan store.Plan
+	var customer, subscription string
+	d, err := c.open(ctx, "workspace set-plan WS PLAN", args, func(set *flag.FlagSet) {
+		set.StringVar(&customer, "stripe-customer", "", "attach this Stripe customer (cus_…)")
+		set.StringVar(&subscription, "stripe-subscription", "", "attach this Stripe subscription (sub_…)")
+	}, func(d *desk) error {
+		var ok bool
+		if plan, ok = store.PlanByID(d.args[0]); ok {
+			return nil
+		}
 		ids := make([]string, len(store.Plans))
 		for i, p := range store.Plans {
 			ids[i] = p.ID
 		}
-		return misuse("no plan is called %q; there are %s", positional[1], strings.Join(ids, ", "))
+		return misuse("no plan is called %q; there are %s", d.args[0], strings.Join(ids, ", "))
+	})
+	if err != nil {
+		return err
 	}
-	return c.changeWorkspace(ctx, ws, *asJSON, func(s *store.System) ([]store.Turn, error) {
-		return s.SetPlan(ctx, ws, plan, *customer, *subscription, operator())
+	defer d.done()
+	return d.changeWorkspace(ctx, func(s *store.System) ([]store.Turn, error) {
+		return s.SetPlan(ctx, d.ws, plan, customer, subscription, operator())
 	})
 }
 
 func workspaceSetLimit(ctx context.Context, c *cli, args []string) error {
-	set := flag.NewFlagSet("muster workspace set-limit WS NAME=VALUE… ("+strings.Join(store.LimitNames(), ", ")+", models=PATTERN,PATTERN…)", flag.ContinueOnError)
-	asJSON := set.Bool("json", false, "print the workspace as JSON")
-	positional, err := c.flags(set, args, 2, -1)
-	if err != nil {
-		return err
-	}
-	ws, err := parseWorkspace(positional[0])
-	if err != nil {
-		return err
-	}
 	values := map[string]int64{}
 	var models *[]string
-	for _, pair := range positional[1:] {
-		name, text, given := strings.Cut(pair, "=")
-		if name == "models" && given {
-			list, err := modelList(text)
-			if err != nil {
-				return misuse("%v", err)
+	d, err := c.open(ctx, "workspace set-limit WS NAME=VALUE… ("+strings.Join(store.LimitNames(), ", ")+", models=…,…)", args, nil, func(d *desk) error {
+		for _, pair := range d.args {
+			name, text, given := strings.Cut(pair, "=")
+			if name == "models" && given {
+				list, err := modelList(text)
+				if err != nil {
+					return misuse("%v", err)
+				}
+				models = &list
+				continue
 			}
-			models = &list
-			continue
+			v, err := strconv.ParseInt(text, 10, 64)
+			if err != nil {
+				return misuse("%q; want NAME=VALUE with a whole number", pair)
+			}
+			values[name] = v
 		}
-		v, err := strconv.ParseInt(text, 10, 64)
-		if err != nil {
-			return misuse("%q; want NAME=VALUE with a whole number", pair)
-		}
-		values[name] = v
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	return c.changeWorkspace(ctx, ws, *asJSON, func(s *store.System) ([]store.Turn, error) {
-		return s.Override(ctx, ws, values, models, operator())
+	defer d.done()
+	return d.changeWorkspace(ctx, func(s *store.System) ([]store.Turn, error) {
+		return s.Override(ctx, d.ws, values, models, operator())
 	})
 }
 
@@ -388,35 +370,25 @@ func workspaceRestore(ctx context.Context, c *cli, args []string) error {
 }
 
 func (c *cli) pauseOrResume(ctx context.Context, name string, args []string, change func(*store.System, uuid.UUID) ([]store.Turn, error)) error {
-	set := flag.NewFlagSet("muster workspace "+name+" WS", flag.ContinueOnError)
-	asJSON := set.Bool("json", false, "print the workspace as JSON")
-	positional, err := c.flags(set, args, 1, 1)
+	d, err := c.open(ctx, "workspace "+name+" WS", args, nil, nil)
 	if err != nil {
 		return err
 	}
-	ws, err := parseWorkspace(positional[0])
-	if err != nil {
-		return err
-	}
-	return c.changeWorkspace(ctx, ws, *asJSON, func(s *store.System) ([]store.Turn, error) { return change(s, ws) })
+	defer d.done()
+	return d.changeWorkspace(ctx, func(s *store.System) ([]store.Turn, error) { return change(s, d.ws) })
 }
 
 // changeWorkspace makes a change, brings its turns to Redis and prints the workspace as it is afterwards.
-func (c *cli) changeWorkspace(ctx context.Context, ws uuid.UUID, asJSON bool, change func(*store.System) ([]store.Turn, error)) error {
-	system, cfg, done, err := c.openSystem(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
-	turns, err := change(system)
+func (d *desk) changeWorkspace(ctx context.Context, change func(*store.System) ([]store.Turn, error)) error {
+	turns, err := change(d.system)
 	if store.KindOf(err) == store.Invalid {
 		return misuse("%v", err)
 	}
 	if err != nil {
 		return err
 	}
-	if err := c.enqueue(cfg, turns); err != nil {
+	if err := d.enqueue(d.cfg, turns); err != nil {
 		return err
 	}
-	return c.showOne(ctx, system, ws, asJSON)
+	return d.showOne(ctx)
 }
