@@ -70,6 +70,35 @@ func TestFleetTheLeaderIsShownOnlyWhileItLeads(t *testing.T) {
 	until(t, 20*time.Second, "it leads no more", func() bool { return testutil.ToFloat64(s.metrics.leading) == 0 })
 }
 
+// Who asked for a cancel of many tasks is gone; the scheduler brings it to its end.
+func TestFleetACancelOfManyTasksGoesOnByItself(t *testing.T) {
+	t.Parallel()
+	env := storetest.New(t)
+	ws := storetest.NewWorkspace(t, env, "pro")
+	env.Admin(t).MustExec(`INSERT INTO tasks (workspace_id, id, status, agent, model, prompt, timeout_ms, max_attempts, first_max_attempts)
+		SELECT $1, gen_random_uuid(), 'queued', 'yuki', 'auto', 'x', 1000, 1, 1 FROM generate_series(1, 2500)`, ws)
+	env.Admin(t).MustExec(`UPDATE workspace_load SET waiting = 2500 WHERE workspace_id = $1`, ws)
+	_, err := store.NewAPI(env.API(t)).Do(t.Context(), store.Scope{Workspace: ws}, nil, func(w *store.Work) (store.Answer, error) {
+		_, err := w.CancelMatching(t.Context(), store.CancelFilter{})
+		return store.Answer{}, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := func() (n int) {
+		if err := env.Admin(t).Get(&n, `SELECT count(*) FROM tasks WHERE finished_at IS NULL`); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := left(); n != 1500 {
+		t.Fatalf("%d tasks are left by the request, want 1500", n)
+	}
+	startScheduler(t, env)
+	until(t, 30*time.Second, "all are canceled", func() bool { return left() == 0 })
+	storetest.CheckLedger(t, env)
+}
+
 // The scheduler removes what a workspace keeps no longer by itself, goes on for what was left, and shows it.
 func TestFleetEndedTasksAreKeptAsLongAsThePlanSays(t *testing.T) {
 	t.Parallel()
