@@ -40,7 +40,15 @@ type taskJSON struct {
 	Error      json.RawMessage `json:"error"`
 	AgentMS    int64           `json:"agent_ms"`
 	Cost       int64           `json:"cost_microusd"`
+	Waiting    *waitingJSON    `json:"waiting,omitempty"` // of one that waits
 	Attempts   []attemptJSON   `json:"attempts,omitempty"`
+}
+
+// waitingJSON is why a task does not run, as the customer is told.
+type waitingJSON struct {
+	Reason   string `json:"reason"`
+	Position *int   `json:"position"` // tasks of the workspace that run before it; null: it is not in line
+	AtLeast  bool   `json:"at_least"` // or more
 }
 
 type attemptJSON struct {
@@ -134,6 +142,12 @@ func (d *desk) printTask(ctx context.Context, task uuid.UUID) error {
 		return err
 	}
 	shown := showTask(view.Task)
+	if w := view.Waiting; w != nil {
+		shown.Waiting = &waitingJSON{Reason: w.Reason, AtLeast: w.More}
+		if w.InLine {
+			shown.Waiting.Position = &w.Position
+		}
+	}
 	for _, a := range attempts {
 		shown.Attempts = append(shown.Attempts, attemptJSON{ID: store.FormatID(store.AttemptPrefix, a.ID), Attempt: a.Attempt,
 			Worker: store.FormatID(store.WorkerPrefix, a.Worker), Outcome: a.Outcome, Billable: a.Billable, Started: a.StartedAt,
@@ -145,6 +159,16 @@ func (d *desk) printTask(ctx context.Context, task uuid.UUID) error {
 	fmt.Fprintf(d.stdout, "%s  %s  agent %s  attempt %d of %d  %d ms\n", shown.ID, shown.Status, printable(shown.Agent), shown.Attempt, shown.Max, shown.AgentMS)
 	if len(shown.Error) > 0 && string(shown.Error) != "null" {
 		fmt.Fprintf(d.stdout, "error: %s\n", printable(string(shown.Error)))
+	}
+	if w := shown.Waiting; w != nil {
+		fmt.Fprintf(d.stdout, "waiting: %s", w.Reason)
+		if w.Position != nil {
+			fmt.Fprintf(d.stdout, ", behind %d", *w.Position)
+		}
+		if w.AtLeast {
+			fmt.Fprint(d.stdout, " or more")
+		}
+		fmt.Fprintln(d.stdout)
 	}
 	tw := tabwriter.NewWriter(d.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "ATTEMPT\tOUTCOME\tBILLABLE\tAGENT MS\tCALLS\tSTARTED\tWORKER")

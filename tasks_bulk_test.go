@@ -55,6 +55,17 @@ func TestTasksInBulkOnTheCommandLine(t *testing.T) {
 			t.Errorf("%q: %+v, want %+v", step.args, got, step.want)
 		}
 	}
+	_, err := store.NewAPI(env.API(t)).Do(t.Context(), store.Scope{Workspace: id}, nil, func(w *store.Work) (store.Answer, error) {
+		_, err := w.Submit(t.Context(), []store.NewTask{{Agent: "yuki", Model: "auto", Prompt: "x", TimeoutMS: 1000, MaxAttempts: 1}})
+		return store.Answer{}, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, stdout, _ = runWith(vars, "tasks", "list", ws, "--status", "queued")
+	if _, stdout, stderr := runWith(vars, "tasks", "show", ws, strings.Fields(strings.Split(stdout, "\n")[1])[0]); !strings.Contains(stdout, "waiting: in_line, behind 0\n") {
+		t.Errorf("show says not why it waits: %s%s", stdout, stderr)
+	}
 	for _, args := range [][]string{{"tasks", "retry-all", ws, "--status", "running"}, {"tasks", "cancel-all", ws, "--status", "failed"},
 		{"tasks", "dead-letters", "drop", ws, "--task", "x"}, {"tasks", "dead-letters", "list", ws, "--limit", "0"}, {"tasks", "dead-letters"}} {
 		if code, _, stderr := runWith(vars, args...); code != exitUsage || stderr == "" {
@@ -62,8 +73,8 @@ func TestTasksInBulkOnTheCommandLine(t *testing.T) {
 		}
 	}
 	var actions string
-	err := env.Admin(t).GetContext(context.Background(), &actions, `SELECT string_agg(action, ' ' ORDER BY seq) FROM audit_log WHERE workspace_id = $1 AND actor_type = 'operator' AND action <> 'workspace.set_plan'`, id)
-	if want := "dead_letters.read dead_letters.replay dead_letters.drop tasks.cancel tasks.retry tasks.retry tasks.retry tasks.cancel"; err != nil || actions != want {
+	err = env.Admin(t).GetContext(context.Background(), &actions, `SELECT string_agg(action, ' ' ORDER BY seq) FROM audit_log WHERE workspace_id = $1 AND actor_type = 'operator' AND action <> 'workspace.set_plan'`, id)
+	if want := "dead_letters.read dead_letters.replay dead_letters.drop tasks.cancel tasks.retry tasks.retry tasks.retry tasks.cancel tasks.read task.read"; err != nil || actions != want {
 		t.Errorf("the audit log has %s, %v; want %s", actions, err, want)
 	}
 	storetest.CheckLedger(t, env)

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -184,6 +185,7 @@ func (s *System) GoOnCanceling(ctx context.Context, ws uuid.UUID) (g GoneOn, err
 	if err != nil {
 		return g, fmt.Errorf("list cancels under way: %w", err)
 	}
+	var failures []error
 	for _, c := range underWay {
 		err := inTx(ctx, s.db, func(tx *sqlx.Tx) error {
 			// The planner takes the conditions for stricter than they are and would sort a long line each time.
@@ -205,11 +207,15 @@ func (s *System) GoOnCanceling(ctx context.Context, ws uuid.UUID) (g GoneOn, err
 				break
 			}
 		}
-		if err != nil && !isConcurrency(err) {
-			return g, fmt.Errorf("go on canceling tasks of workspace %s: %w", c.Workspace, err)
+		if err == nil || isConcurrency(err) {
+			continue
+		}
+		failures = append(failures, fmt.Errorf("go on canceling tasks of workspace %s: %w", c.Workspace, err)) // one's trouble delays nobody
+		if Unavailable(err) || ctx.Err() != nil {
+			break
 		}
 	}
-	return g, nil
+	return g, errors.Join(failures...)
 }
 
 // cancelBatch cancels those of the tasks that are still to be canceled, in one transaction, and returns how many.

@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -162,6 +163,31 @@ func TestACancelOfManyTasks(t *testing.T) {
 		l.goOn(ws)
 		if n := l.count(canceled, ws); n != 4200 {
 			t.Errorf("%d are canceled", n)
+		}
+	})
+
+	t.Run("ThatFailsOrIsHeldUpDelaysNobodyElses", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		bad, held, good := storetest.NewWorkspace(t, l.env, "pro"), storetest.NewWorkspace(t, l.env, "pro"), storetest.NewWorkspace(t, l.env, "pro")
+		for _, ws := range []uuid.UUID{bad, held, good} {
+			l.crowd(ws, "yuki", 1500)
+			l.cancelMatching(ws, store.CancelFilter{})
+		}
+		admin := l.env.Admin(t)
+		admin.MustExec(`CREATE FUNCTION trouble() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''trouble''; END'`)
+		admin.MustExec(`CREATE TRIGGER trouble BEFORE UPDATE ON tasks FOR EACH ROW WHEN (NEW.workspace_id = '` + bad.String() + `') EXECUTE FUNCTION trouble()`)
+		hold := admin.MustBegin()
+		hold.MustExec(`SELECT 1 FROM workspace_load WHERE workspace_id = $1 FOR UPDATE`, held)
+		if g, err := l.system.GoOnCanceling(ctx, uuid.Nil); err == nil || !strings.Contains(err.Error(), bad.String()) || g.Canceled != 500 || l.count(canceled, good) != 1500 {
+			t.Errorf("%+v, %v", g, err)
+		}
+		if err := hold.Rollback(); err != nil {
+			t.Fatal(err)
+		}
+		admin.MustExec(`DROP TRIGGER trouble ON tasks; DROP FUNCTION trouble`)
+		if n, _ := l.goOn(uuid.Nil); n != 1000 {
+			t.Errorf("then %d, want 1000", n)
 		}
 	})
 
