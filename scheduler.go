@@ -30,12 +30,6 @@ const (
 	leaderRenew = 2 * time.Second
 	leaderDead  = 8 * time.Second
 
-	// workerDead: a worker is dead when its beat (every 2 s) has not moved for this long by our monotonic clock, while
-	// we could read the ledger.
-	workerDead = 12 * time.Second
-	// watchGap: after a gap of this length in our own reads we know nothing and wait afresh.
-	watchGap = 4 * time.Second
-
 	// turnGrace is how much older than its queue's oldest pending turn an unclaimed turn may be: the way from commit to
 	// Redis, and from Redis to the claim.
 	turnGrace = 5 * time.Second
@@ -63,15 +57,8 @@ type scheduler struct {
 	log     zerolog.Logger
 	metrics *schedulerMetrics
 
-	watch map[uuid.UUID]sighting // of watchOnce
-	seen  time.Time              // when the workers were last read
-	last  map[string]time.Time   // of sweepOnce: when its rarer parts last began
-}
-
-// sighting is a worker's beat and since when, by our clock, it has stood there.
-type sighting struct {
-	beat  int64
-	since time.Time
+	watch watch                // of watchOnce
+	last  map[string]time.Time // of sweepOnce: when its rarer parts last began
 }
 
 type schedulerMetrics struct {
@@ -126,10 +113,10 @@ func (s *scheduler) run(ctx context.Context) {
 	defer loops.Wait()
 	leading := newLeadership()
 	loops.Go(func() { s.campaign(ctx, leading) })
-	loops.Go(func() { s.eachTick(ctx, leading, s.watchOnce) })
-	loops.Go(func() { s.eachTick(ctx, leading, s.leaveOnce) }) // erasing may take long too
-	loops.Go(func() { s.eachTick(ctx, leading, s.tidyOnce) })
-	loops.Go(func() { s.eachTick(ctx, leading, s.cancelOnce) }) // nor may a cancel of very many tasks delay the line
+	loops.Go(func() { eachTick(ctx, func() { s.watchOnce(ctx, leading) }) }) // whoever leads
+	loops.Go(func() { whileLeading(ctx, leading, s.leaveOnce) })             // erasing may take long too
+	loops.Go(func() { whileLeading(ctx, leading, s.tidyOnce) })
+	loops.Go(func() { whileLeading(ctx, leading, s.cancelOnce) }) // nor may a cancel of very many tasks delay the line
 	if s.hooks != nil {
 		loops.Go(func() { s.hooks.Run(ctx) }) // whoever leads: lanes are leased one by one
 	}
@@ -137,13 +124,22 @@ func (s *scheduler) run(ctx context.Context) {
 		loops.Go(func() { s.scale(ctx, leading) })
 	}
 	if s.mail != nil { // apart, because a mail server that hangs must delay nothing else
-		loops.Go(func() { s.eachTick(ctx, leading, s.mailOnce) })
+		loops.Go(func() { whileLeading(ctx, leading, s.mailOnce) })
 	}
-	s.eachTick(ctx, leading, s.sweepOnce)
+	whileLeading(ctx, leading, s.sweepOnce)
 }
 
-// eachTick calls do each second while this process leads.
-func (s *scheduler) eachTick(ctx context.Context, leading *leadership, do func(context.Context)) {
+// whileLeading calls do each second while this process leads.
+func whileLeading(ctx context.Context, leading *leadership, do func(context.Context)) {
+	eachTick(ctx, func() {
+		if leading.now() {
+			do(ctx)
+		}
+	})
+}
+
+// eachTick calls do each second until ctx ends.
+func eachTick(ctx context.Context, do func()) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for {
@@ -151,9 +147,7 @@ func (s *scheduler) eachTick(ctx context.Context, leading *leadership, do func(c
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			if leading.now() {
-				do(ctx)
-			}
+			do()
 		}
 	}
 }
@@ -226,9 +220,6 @@ func (s *scheduler) campaign(ctx context.Context, leading *leadership) {
 	}
 }
 
-// watchOnce looks after the workers.
-func (s *scheduler) watchOnce(ctx context.Context) { s.part(ctx, "dead_workers", s.recoverDead) }
-
 // sweepOnce does one round. Each part's failure is counted and delays no other part.
 func (s *scheduler) sweepOnce(ctx context.Context) {
 	s.part(ctx, "expired", s.expireDue)
@@ -279,46 +270,6 @@ func (s *scheduler) promoteDue(ctx context.Context) error {
 		s.enqueue(turns)
 	}
 	return nil
-}
-
-// recoverDead watches the workers' beats and takes back what dead workers hold.
-func (s *scheduler) recoverDead(ctx context.Context) error {
-	workers, err := s.system.LiveWorkers(ctx)
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	if now.Sub(s.seen) > watchGap {
-		s.watch = map[uuid.UUID]sighting{} // we were blind: everyone gets the whole time again
-	}
-	s.seen = now
-	watch := make(map[uuid.UUID]sighting, len(workers))
-	for _, w := range workers {
-		seen, ok := s.watch[w.ID]
-		if !ok || seen.beat != w.Beat {
-			seen = sighting{beat: w.Beat, since: now}
-		}
-		watch[w.ID] = seen
-		if now.Sub(seen.since) < workerDead {
-			continue
-		}
-		dead, err := s.system.DeclareDead(ctx, w.ID, w.Beat)
-		if err != nil {
-			return err
-		}
-		if dead {
-			s.metrics.dead.Inc()
-			s.log.Error().Stringer("worker", w.ID).Str("name", w.Name).Msg("worker declared dead")
-		}
-	}
-	s.watch = watch
-	n, turns, err := s.system.RecoverDeadWorkers(ctx)
-	s.metrics.recovered.Add(float64(n))
-	if n > 0 {
-		s.log.Warn().Int("tasks", n).Msg("took tasks back from dead workers")
-	}
-	s.enqueue(turns)
-	return err
 }
 
 // reissueLost replaces turns that should stand in Redis and do not.
