@@ -31,7 +31,11 @@ type API struct {
 }
 
 // NewAPI wraps a handle opened with the API's role.
-func NewAPI(db *sqlx.DB) *API { return &API{db: db, submits: &submits{db: db}} }
+func NewAPI(db *sqlx.DB) *API {
+	a := &API{db: db}
+	a.submits = newSubmits(a)
+	return a
+}
 
 // Ping reports whether the database answers within ctx.
 func (a *API) Ping(ctx context.Context) error { return a.db.PingContext(ctx) }

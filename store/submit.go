@@ -29,27 +29,61 @@ func (u UnknownAgents) Error() string { return "no agent is called " + strings.J
 // When ctx ends before the submit has begun, nothing has happened; later it is not interrupted, and the answer is its own.
 func (a *API) Submit(ctx context.Context, ws uuid.UUID, tasks []NewTask) ([]TaskView, []Turn, error) {
 	if isSmall(tasks) {
-		s := newSubmission(ws, tasks)
-		if a.submits.pass(ctx, s); !s.alone {
-			return s.views, s.turns, s.err
-		}
+		return a.submits.pass(ctx, ws, tasks)
 	}
-	return a.submitAlone(ctx, ws, tasks)
+	return a.submitAlone(ctx, ws, newIDs(len(tasks)), tasks)
 }
 
-// submitAlone is Submit in a transaction of its own, which waits for the load row if somebody holds it.
-func (a *API) submitAlone(ctx context.Context, ws uuid.UUID, tasks []NewTask) (views []TaskView, turns []Turn, err error) {
+// submitAlone submits in a transaction of its own, which waits for the load row if somebody holds it. Tried again it is
+// recognised: database/sql sends a statement anew when its connection ends, though it may have been committed.
+func (a *API) submitAlone(ctx context.Context, ws uuid.UUID, ids []uuid.UUID, tasks []NewTask) (views []TaskView, turns []Turn, err error) {
 	for try := 0; ; try++ {
-		views, turns, err = submit(ctx, a.db, ws, tasks)
+		views, turns, err = submit(ctx, a.db, ws, ids, tasks)
+		if violates(err, "tasks_pkey") {
+			return a.committed(ctx, ws, ids)
+		}
 		if err == nil || try == 2 || !isConcurrency(err) {
 			return views, turns, err
 		}
 	}
 }
 
+// committed reads tasks that had been submitted and only the answer got lost. The turn may be another's by now, or in line
+// already: enqueueing it a second time does no harm.
+func (a *API) committed(ctx context.Context, ws uuid.UUID, ids []uuid.UUID) (views []TaskView, turns []Turn, err error) {
+	err = a.inWorkspace(ctx, ws, func(tx *sqlx.Tx) error {
+		var rows []waitingRow
+		if err := tx.SelectContext(ctx, &rows, `SELECT `+taskColumns+`, `+waitingColumns+` FROM `+taskTables+`
+			WHERE t.workspace_id = $1 AND t.id = ANY($2) ORDER BY t.id`, ws, uuids(ids)); err != nil {
+			return fmt.Errorf("read submitted tasks: %w", err)
+		}
+		if len(rows) != len(ids) {
+			return fmt.Errorf("read submitted tasks: %d of %d are there", len(rows), len(ids))
+		}
+		views = make([]TaskView, len(rows))
+		for i := range rows {
+			views[i] = rows[i].view()
+		}
+		var out struct {
+			Turn  uuid.NullUUID `db:"turn"`
+			Queue string        `db:"queue"`
+			At    *time.Time    `db:"turn_at"`
+		}
+		if err := tx.GetContext(ctx, &out, `SELECT turn, queue, turn_at FROM workspace_load WHERE workspace_id = $1`, ws); err != nil {
+			return fmt.Errorf("read turn: %w", err)
+		}
+		turns = nil
+		if out.Turn.Valid {
+			turns = []Turn{{Workspace: ws, ID: out.Turn.UUID, Queue: out.Queue, IssuedAt: *out.At}}
+		}
+		return nil
+	})
+	return views, turns, err
+}
+
 // Submit is API.Submit in w's transaction.
 func (w *Work) Submit(ctx context.Context, tasks []NewTask) ([]TaskView, error) {
-	views, turns, err := submit(ctx, w.tx, w.Workspace, tasks)
+	views, turns, err := submit(ctx, w.tx, w.Workspace, newIDs(len(tasks)), tasks)
 	w.turns = append(w.turns, turns...)
 	return views, err
 }
@@ -81,8 +115,8 @@ func (s *submitted) refusal() error {
 }
 
 // submit is one statement, in a transaction of its own unless db is one.
-func submit(ctx context.Context, db sqlx.QueryerContext, ws uuid.UUID, tasks []NewTask) ([]TaskView, []Turn, error) {
-	ids, levels := newIDs(len(tasks)), levelsOf(tasks)
+func submit(ctx context.Context, db sqlx.QueryerContext, ws uuid.UUID, ids []uuid.UUID, tasks []NewTask) ([]TaskView, []Turn, error) {
+	levels := levelsOf(tasks)
 	args := append([]any{ws}, columnsOf(ids, tasks, jsonbs)...)
 	var raw []byte
 	err := sqlx.GetContext(ctx, db, &raw, `SELECT submit_tasks($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,

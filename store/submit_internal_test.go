@@ -1,5 +1,7 @@
 package store
 
+import "github.com/google/uuid"
+
 // HoldSubmits keeps small submits in their lanes until release, so that a test decides which share a flush; waiting counts them.
 func (a *API) HoldSubmits() (waiting func() int, release func()) {
 	lanes := a.submits.lanes[:]
@@ -8,17 +10,28 @@ func (a *API) HoldSubmits() (waiting func() int, release func()) {
 		lanes[i].running = true
 		lanes[i].mu.Unlock()
 	}
-	waiting = func() (n int) {
-		for i := range lanes {
-			lanes[i].mu.Lock()
-			n += len(lanes[i].waiting)
-			lanes[i].mu.Unlock()
-		}
-		return n
-	}
-	return waiting, func() {
+	return a.SubmitsInLanes, func() {
 		for i := range lanes {
 			go a.submits.run(&lanes[i])
 		}
 	}
+}
+
+// SubmitsAside counts a workspace's submits that wait aside and whose transaction has not begun.
+func (a *API) SubmitsAside(ws uuid.UUID) int {
+	lane := a.submits.lane(ws)
+	lane.mu.Lock()
+	defer lane.mu.Unlock()
+	return len(lane.aside[ws])
+}
+
+// SubmitsInLanes counts submits that wait for a flush.
+func (a *API) SubmitsInLanes() (n int) {
+	for i := range a.submits.lanes {
+		lane := &a.submits.lanes[i]
+		lane.mu.Lock()
+		n += len(lane.waiting)
+		lane.mu.Unlock()
+	}
+	return n
 }

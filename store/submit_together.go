@@ -19,17 +19,21 @@ import (
 // workspace share its lock instead of waiting each for the commit of the one before.
 //
 // The function submit_together (migration 00019) sees one workspace at a time, as every transaction of the API's role, and
-// keeps each from the others' failures. A submit that it leaves out, because somebody holds the load row or because it met
-// an error, and those of one workspace that are not all accepted, are submitted alone by whoever sent them; so a refusal is
-// always a submit's own, and nobody waits for a row in company.
+// keeps each from the others' failures. What it leaves out, because somebody holds the load row, because it met an error, or
+// because not all of a workspace's submits are accepted, waits aside: a workspace at a time in a transaction of its own, for
+// as long as it takes, together first and one by one when that does not go. What arrives for such a workspace meanwhile joins
+// it there. So a refusal is always a submit's own, nobody waits for a row in company of others' workspaces, and whoever waits
+// takes one of asideSubmits connections and not one each.
 //
 // What dies in the middle of a flush: the process, and all of it is committed or none, none of it was answered; the
-// connection, and all of it is answered Unavailable with an unknown end, as a single statement would be.
+// connection, and either database/sql asks anew, then those that had been committed are recognised by their tasks' ids
+// (API.committed), or all of it is answered Unavailable with an unknown end.
 
 const (
 	submitLanes  = 2
 	maxTogether  = 48               // submits of a flush; below 64, see the migration
 	flushTimeout = 10 * time.Second // of one flush; its members cannot interrupt it
+	asideSubmits = 4                // workspaces that wait for their load rows at once; each takes a connection
 )
 
 // What is larger goes alone: it would keep others waiting, and gains nothing.
@@ -48,65 +52,88 @@ func isSmall(tasks []NewTask) bool {
 
 // submits is where small submits meet.
 type submits struct {
-	db    *sqlx.DB
+	api   *API
 	lanes [submitLanes]submitLane
+	seats chan struct{} // of those aside
+}
+
+func newSubmits(a *API) *submits {
+	s := &submits{api: a, seats: make(chan struct{}, asideSubmits)}
+	for i := range s.lanes {
+		s.lanes[i].aside = map[uuid.UUID][]*submission{}
+	}
+	return s
 }
 
 // submitLane has one flush under way at most.
 type submitLane struct {
 	mu      sync.Mutex
 	waiting []*submission
-	running bool // somebody flushes until nobody waits
+	running bool                        // somebody flushes until nobody waits
+	aside   map[uuid.UUID][]*submission // by workspace; present while somebody submits what waits there
 }
 
 // submission is a submit on its way through a lane. What is below done is set before it is closed.
 type submission struct {
 	ws    uuid.UUID
 	tasks []NewTask
+	ids   []uuid.UUID // the tasks', given in the order in which submits come to the lane
 	done  chan struct{}
 
 	views []TaskView
 	turns []Turn
 	err   error
-	alone bool // nothing has happened: to be submitted alone
 }
 
-func newSubmission(ws uuid.UUID, tasks []NewTask) *submission {
-	return &submission{ws: ws, tasks: tasks, done: make(chan struct{})}
-}
-
-// pass brings a submission through its lane. It leaves the lane when ctx ends, unless its flush has begun: then the end is
-// awaited, because a turn that was issued has to reach the line even if the client has gone.
-func (s *submits) pass(ctx context.Context, sub *submission) {
-	lane := &s.lanes[sub.ws[15]%submitLanes]
-	lane.mu.Lock()
-	lane.waiting = append(lane.waiting, sub)
-	if !lane.running {
-		lane.running = true
+// pass brings a submission through its lane. It leaves the lane when ctx ends, unless its transaction has begun: then the end
+// is awaited, because a turn that was issued has to reach the line even if the client has gone.
+func (s *submits) pass(ctx context.Context, ws uuid.UUID, tasks []NewTask) ([]TaskView, []Turn, error) {
+	sub := &submission{ws: ws, tasks: tasks, done: make(chan struct{})}
+	lane := s.lane(ws)
+	if lane.enter(sub) {
 		go s.run(lane)
 	}
-	lane.mu.Unlock()
 	select {
 	case <-sub.done:
 	case <-ctx.Done():
 		if lane.leave(sub) {
-			sub.err = fmt.Errorf("submit tasks: %w", ctx.Err())
-			return
+			return nil, nil, fmt.Errorf("submit tasks: %w", ctx.Err())
 		}
 		<-sub.done
 	}
+	return sub.views, sub.turns, sub.err
 }
 
-// leave takes a submission out of the lane; false when its flush has begun.
+func (s *submits) lane(ws uuid.UUID) *submitLane { return &s.lanes[ws[15]%submitLanes] }
+
+// enter puts a submission into the lane, or aside where its workspace waits; true when the lane has to be run.
+func (l *submitLane) enter(sub *submission) (run bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	sub.ids = newIDs(len(sub.tasks))
+	if others, ok := l.aside[sub.ws]; ok {
+		l.aside[sub.ws] = append(others, sub)
+		return false
+	}
+	l.waiting = append(l.waiting, sub)
+	run = !l.running
+	l.running = true
+	return run
+}
+
+// leave takes a submission out of the lane; false when its transaction has begun.
 func (l *submitLane) leave(sub *submission) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	i := slices.Index(l.waiting, sub)
-	if i < 0 {
-		return false
+	if i := slices.Index(l.waiting, sub); i >= 0 {
+		l.waiting = slices.Delete(l.waiting, i, i+1)
+		return true
 	}
-	l.waiting = slices.Delete(l.waiting, i, i+1)
-	return true
+	if i := slices.Index(l.aside[sub.ws], sub); i >= 0 {
+		l.aside[sub.ws] = slices.Delete(l.aside[sub.ws], i, i+1)
+		return true
+	}
+	return false
 }
 
 // next takes the submissions of the next flush; with none the lane is no longer running.
@@ -123,29 +150,98 @@ func (l *submitLane) next() []*submission {
 // run flushes until nobody waits.
 func (s *submits) run(lane *submitLane) {
 	for batch := lane.next(); len(batch) > 0; batch = lane.next() {
-		flush(s.db, batch)
+		s.flush(batch)
 		runtime.Gosched() // those who were answered may come back first
 	}
 }
 
-// flush submits a batch as one transaction and answers everybody. What the database refuses before it looks at the parts, such
-// as text that is no UTF-8, has halves flushed until the culprit is by itself.
-func flush(db *sqlx.DB, batch []*submission) {
+// flush submits a batch as one transaction and answers everybody, or sets them aside. What the database refuses before it
+// looks at the parts, such as text that is no UTF-8, has halves flushed until the culprit is by itself.
+func (s *submits) flush(batch []*submission) {
 	parts := partsOf(batch)
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
-	answers, err := submitParts(ctx, db, parts)
+	answers, err := submitParts(ctx, s.api.db, parts)
 	cancel()
 	if len(batch) > 1 && sqlCode(err) != "" && !Unavailable(err) {
-		flush(db, batch[:len(batch)/2])
-		flush(db, batch[len(batch)/2:])
+		s.flush(batch[:len(batch)/2])
+		s.flush(batch[len(batch)/2:])
 		return
 	}
 	for i := range parts {
-		if err != nil {
-			parts[i].fail(err)
-		} else {
-			parts[i].answer(&answers[i])
+		p := &parts[i]
+		switch {
+		case err != nil:
+			p.fail(err)
+		case answers[i].Refused == refusedAlone:
+			s.setAside(p)
+		default:
+			if err := answers[i].refusal(); err == nil {
+				p.answer(answers[i].views(p.ids, p.tasks, p.levels), answers[i].turns(p.ws))
+			} else if len(p.members) > 1 { // some of them may fit
+				s.setAside(p)
+			} else {
+				p.fail(err)
+			}
 		}
+	}
+}
+
+// setAside lets a part wait for itself.
+func (s *submits) setAside(p *part) {
+	lane := s.lane(p.ws)
+	lane.mu.Lock()
+	defer lane.mu.Unlock()
+	others, running := lane.aside[p.ws]
+	lane.aside[p.ws] = append(others, p.members...)
+	if !running {
+		go s.runAside(lane, p.ws)
+	}
+}
+
+// runAside submits what waits aside for a workspace, until nothing does.
+func (s *submits) runAside(lane *submitLane, ws uuid.UUID) {
+	for {
+		s.seats <- struct{}{}
+		batch := lane.nextAside(ws)
+		if len(batch) == 0 {
+			<-s.seats
+			return
+		}
+		s.flushAside(&partsOf(batch)[0])
+		<-s.seats // another workspace's turn
+	}
+}
+
+// nextAside takes what waits aside for a workspace; with nothing its place is given up.
+func (l *submitLane) nextAside(ws uuid.UUID) []*submission {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := min(len(l.aside[ws]), maxTogether)
+	if n == 0 {
+		delete(l.aside, ws)
+		return nil
+	}
+	batch := slices.Clone(l.aside[ws][:n])
+	l.aside[ws] = slices.Delete(l.aside[ws], 0, n)
+	return batch
+}
+
+// flushAside submits a part in a transaction of its own, which waits for the load row; its members one by one when they are not
+// all accepted.
+func (s *submits) flushAside(p *part) {
+	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+	views, turns, err := s.api.submitAlone(ctx, p.ws, p.ids, p.tasks)
+	cancel()
+	if err == nil {
+		p.answer(views, turns)
+		return
+	}
+	if len(p.members) == 1 || Unavailable(err) {
+		p.fail(err)
+		return
+	}
+	for _, m := range p.members {
+		s.flushAside(&partsOf([]*submission{m})[0])
 	}
 }
 
@@ -171,11 +267,12 @@ func partsOf(batch []*submission) []part {
 			parts = append(parts, part{ws: sub.ws})
 		}
 		parts[i].members = append(parts[i].members, sub)
+		parts[i].ids = append(parts[i].ids, sub.ids...)
 		parts[i].tasks = append(parts[i].tasks, sub.tasks...)
 	}
 	for i := range parts {
 		p := &parts[i]
-		p.ids, p.own, p.levels = newIDs(len(p.tasks)), ownAgents(p.tasks), levelsOf(p.tasks)
+		p.own, p.levels = ownAgents(p.tasks), levelsOf(p.tasks)
 	}
 	return parts
 }
@@ -209,21 +306,8 @@ func submitParts(ctx context.Context, db *sqlx.DB, parts []part) ([]submitted, e
 	return answers, nil
 }
 
-// answer gives each member its own of what became of the part. A turn goes to the first.
-func (p *part) answer(s *submitted) {
-	err := s.refusal()
-	if s.Refused == refusedAlone || err != nil && len(p.members) > 1 { // some of them may fit
-		for _, m := range p.members {
-			m.alone = true
-			close(m.done)
-		}
-		return
-	}
-	if err != nil {
-		p.fail(err)
-		return
-	}
-	views, turns := s.views(p.ids, p.tasks, p.levels), s.turns(p.ws)
+// answer gives each member its own of the part's views. A turn goes to the first.
+func (p *part) answer(views []TaskView, turns []Turn) {
 	for _, m := range p.members {
 		n := len(m.tasks)
 		m.views, views = views[:n:n], views[n:]
