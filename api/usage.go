@@ -107,7 +107,7 @@ type quotaJSON struct {
 	State       string      `json:"state" enum:"ok,warned,exhausted" description:"warned from 80 % of the included time on; exhausted: tasks wait for the next period."`
 	Overage     overageJSON `json:"overage" description:"Paid time past the plan. Owners turn it on with PATCH /v1/workspace."`
 
-	ProviderBudget providerBudgetJSON `json:"provider_budget" description:"What model calls may cost. A call reserves the most that it can cost; tasks whose next call does not fit wait for provider_budget."`
+	ProviderBudget providerBudgetJSON `json:"provider_budget" description:"What model calls may cost. A call reserves the most that it can cost; tasks whose next call does not fit wait for provider_budget, unless it costs more than the whole budget: then they fail with task_cost_limit."`
 }
 
 type overageJSON struct {

@@ -21,6 +21,8 @@ import (
 //
 // Which task may be tried: its attempt went back to the line because a call of so many micro-dollars did not fit, and it
 // is the head of the line again only once that fits. So a used-up budget costs each task one attempt, not one per turn.
+// A call that no month's budget would fit, or that costs more than a task may, is no reason to wait: the limits were lowered
+// since it was refused. Its task is tried as if none had been, and fails, instead of keeping all behind it waiting for ever.
 
 // Why a call is refused for its cost.
 var (
@@ -28,13 +30,22 @@ var (
 	ErrBudgetUsed = errors.New("the workspace's provider budget is used up")
 	// ErrBudgetHeld: it would fit, but calls under way hold what is left; it may fit when they have ended.
 	ErrBudgetHeld = errors.New("the workspace's provider budget is reserved by calls under way")
-	// ErrTaskCost: the task would cost more than a task may.
+	// ErrTaskCost: the task would cost more than a task may, or this call more than a month's whole budget.
 	ErrTaskCost = errors.New("the task would cost more than a task may")
 )
+
+// hopeless reports whether a call that may cost so much can begin in no month. A budget of 0 lets no call begin, which is
+// to stop tasks and not to fail them: they wait.
+func (l *load) hopeless(microUSD int64) bool {
+	return l.BudgetMicroUSD > 0 && microUSD > min(l.BudgetMicroUSD, l.MaxTaskCost)
+}
 
 // affords reports whether a task whose last refused call needs so much (0: none was refused) may be tried. Reservations
 // are looked at only for its sake: what no call was refused to is simply tried.
 func (l *load) affords(needs int64) bool {
+	if l.hopeless(needs) {
+		needs = 0
+	}
 	left := l.BudgetMicroUSD - l.SpentMicroUSD
 	if needs > 0 {
 		left -= l.open
@@ -42,8 +53,10 @@ func (l *load) affords(needs int64) bool {
 	return left >= needs
 }
 
-// affordsSQL is load.affords of workspace w for a task that needs an expression of micro-dollars.
+// affordsSQL is load.affords of workspace w for a task that needs an expression of micro-dollars. The functions of migration
+// 00021 that explain and submit tasks say the same.
 func affordsSQL(needs string) string {
+	needs = `line_needs(` + needs + `, w.provider_budget_microusd, w.max_task_cost_microusd)`
 	return `w.provider_budget_microusd - ` + usedNow("provider_used_microusd") + ` - CASE WHEN ` + needs + ` > 0 THEN (` + openCost("w.workspace_id") + `) ELSE 0 END >= ` + needs
 }
 

@@ -319,12 +319,12 @@ func (w *walk) compareReasons() {
 	db := w.env.Admin(w.t)
 	for _, ws := range w.workspaces {
 		var b struct {
-			Paused, Turn                                               bool
-			Cap, Running                                               int
-			Quota, Allowance, Budget, Used, Charged, Held, Spent, Open int64
+			Paused, Turn                                                     bool
+			Cap, Running                                                     int
+			Quota, Allowance, Budget, Task, Used, Charged, Held, Spent, Open int64
 		}
 		err := db.Get(&b, `SELECT w.paused IS NOT NULL AS paused, w.turn IS NOT NULL AS turn, w.cap, w.quota_ms AS quota, w.overage_allowance_ms AS allowance,
-				w.provider_budget_microusd AS budget, (SELECT count(*) FROM leases l WHERE l.workspace_id = $1) AS running,
+				w.provider_budget_microusd AS budget, w.max_task_cost_microusd AS task, (SELECT count(*) FROM leases l WHERE l.workspace_id = $1) AS running,
 				(SELECT coalesce(sum(reserved_ms), 0) FROM leases l WHERE l.workspace_id = $1) AS held,
 				(SELECT coalesce(sum(quantity), 0)::bigint FROM metering_rows m WHERE m.workspace_id = $1 AND billable AND meter = 'agent_ms' AND day >= month) AS used,
 				(SELECT coalesce(sum(quantity), 0)::bigint FROM metering_rows m WHERE m.workspace_id = $1 AND meter = 'overage_ms' AND day >= month) AS charged,
@@ -352,6 +352,10 @@ func (w *walk) compareReasons() {
 			head := line[0]
 			left := max(b.Quota-(b.Used-b.Charged), 0) + max(b.Allowance-b.Charged, 0) - b.Held
 			spoken := b.Spent
+			if b.Budget > 0 && head.Needs > min(b.Budget, b.Task) {
+				head.Needs = 0 // its call can never begin: it is tried, and fails
+				w.happened("hopeless head")
+			}
 			if head.Needs > 0 {
 				spoken += b.Open
 			}

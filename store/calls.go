@@ -96,7 +96,7 @@ func (f *Fleet) BeginCall(ctx context.Context, c CallStart) error {
 			return ErrLeaseLost
 		case now.Begun != nil:
 			return nil
-		case now.Task+c.CeilingMicroUSD > l.MaxTaskCost:
+		case now.Task+c.CeilingMicroUSD > l.MaxTaskCost, l.hopeless(c.CeilingMicroUSD):
 			return ErrTaskCost
 		case l.SpentMicroUSD+c.CeilingMicroUSD > l.BudgetMicroUSD:
 			return ErrBudgetUsed

@@ -186,11 +186,12 @@ func (w *Work) barredModels(ctx context.Context, f EndedFilter) ([]string, error
 	return slices.DeleteFunc(models, func(model string) bool { return AllowsModel(all.Models, model) }), nil
 }
 
-// requeue puts ended tasks, which are locked by the load row, back in line. It waives when they were to run and to expire: who
-// asks for them again wants them now.
+// requeue puts ended tasks, which are locked by the load row, back in line. It waives when they were to run and to expire, and
+// for how much of the provider budget they wait: who asks for them again wants them now.
 func (w *Work) requeue(ctx context.Context, ids ...uuid.UUID) error {
 	_, err := w.tx.ExecContext(ctx, `UPDATE tasks SET status = 'queued', max_attempts = max_attempts + first_max_attempts, finished_at = NULL,
-			run_at = NULL, expires_at = NULL, requeued_at = clock_timestamp(), cancel_requested_at = NULL, error = NULL, result = NULL, crashes = 0, losses = 0
+			run_at = NULL, expires_at = NULL, requeued_at = clock_timestamp(), cancel_requested_at = NULL, error = NULL, result = NULL, crashes = 0, losses = 0,
+			needs_microusd = 0
 		WHERE workspace_id = $1 AND id = ANY($2)`, w.Workspace, pq.Array(ids))
 	if err != nil {
 		return fmt.Errorf("requeue tasks: %w", err)

@@ -3,6 +3,7 @@ package store_test
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -26,6 +27,7 @@ type moment struct {
 		Cap       int   `db:"cap"`
 		QuotaMS   int64 `db:"quota_ms"`
 		Budget    int64 `db:"provider_budget_microusd"`
+		TaskCost  int64 `db:"max_task_cost_microusd"`
 		UsedMS    int64 `db:"used_ms"`     // billable agent time of this month's metering rows
 		Ended     int64 `db:"ended"`       // cost of this month's calls that have ended
 		Open      int64 `db:"open"`        // what open calls reserve
@@ -58,7 +60,7 @@ func (l *line) freeze(db *sqlx.DB, ws uuid.UUID) (m moment, release func(), err 
 	if _, err = tx.Exec(`SELECT 1 FROM workspace_load WHERE workspace_id = $1 FOR UPDATE`, ws); err != nil {
 		return m, release, err
 	}
-	if err = tx.Get(&m.load, `SELECT w.paused IS NOT NULL AS paused, w.cap, w.quota_ms, w.provider_budget_microusd,
+	if err = tx.Get(&m.load, `SELECT w.paused IS NOT NULL AS paused, w.cap, w.quota_ms, w.provider_budget_microusd, w.max_task_cost_microusd,
 			(SELECT coalesce(sum(quantity), 0)::bigint FROM metering_rows m WHERE m.workspace_id = $1 AND m.meter = 'agent_ms' AND m.billable
 				AND m.day >= date_trunc('month', now() AT TIME ZONE 'UTC')) AS used_ms,
 			(SELECT coalesce(sum(cost_microusd), 0)::bigint FROM provider_calls c WHERE c.workspace_id = $1 AND c.outcome <> 'started'
@@ -104,6 +106,9 @@ func (m *moment) waiting(now time.Time) map[uuid.UUID]*store.Waiting {
 	for i, t := range line {
 		head, reason := line[0], "in_line"
 		budget := m.load.Budget - m.load.Ended
+		if m.load.Budget > 0 && head.Needs > min(m.load.Budget, m.load.TaskCost) {
+			head.Needs = 0 // its call can never begin: it waits for nothing, and fails
+		}
 		if head.Needs > 0 {
 			budget -= m.load.Open
 		}
@@ -239,7 +244,8 @@ func TestWaitingIsTrueWhileAFleetDrains(t *testing.T) {
 			return nil
 		}
 		call, refused := uuid.New(), int64(0)
-		if err := l.fleet.BeginCall(ctx, callOf(c.Task, call, 40)); err == nil {
+		err = l.fleet.BeginCall(ctx, callOf(c.Task, call, 40))
+		if err == nil {
 			time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond) // the agent's work
 			ended, err := l.fleet.EndCall(ctx, c.Task.Workspace, call, store.CallEnd{Outcome: "ok", CostMicroUSD: 20})
 			if err != nil {
@@ -248,12 +254,14 @@ func TestWaitingIsTrueWhileAFleetDrains(t *testing.T) {
 			if ended.Turn != nil {
 				deliver(*ended.Turn)
 			}
-		} else {
+		} else if !errors.Is(err, store.ErrTaskCost) {
 			refused = 40
 		}
 		outcomes := []store.Outcome{store.Succeeded, store.Succeeded, store.Retry, store.HandedBack, store.Crashed}
 		f := finishOf(c.Task, outcomes[rand.IntN(len(outcomes))], int64(rand.IntN(50)))
 		switch {
+		case errors.Is(err, store.ErrTaskCost):
+			f = finishOf(c.Task, store.Failed, 1)
 		case refused > 0:
 			f = finishOf(c.Task, store.BudgetCut, 1)
 			f.NeedsMicroUSD = refused
@@ -279,7 +287,7 @@ func TestWaitingIsTrueWhileAFleetDrains(t *testing.T) {
 		case 4:
 			issued, err = l.system.SetLimits(ctx, ws, map[string]int64{"agent_ms": []int64{4_000, 400_000, 60_000_000}[rand.IntN(3)]}, by)
 		case 5:
-			issued, err = l.system.SetLimits(ctx, ws, map[string]int64{"provider_budget_microusd": []int64{100, 500, 60_000_000}[rand.IntN(3)]}, by)
+			issued, err = l.system.SetLimits(ctx, ws, map[string]int64{"provider_budget_microusd": []int64{0, 30, 100, 500, 60_000_000}[rand.IntN(5)]}, by)
 		}
 		deliver(issued...)
 		return err

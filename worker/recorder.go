@@ -102,7 +102,7 @@ func (r *recorder) begin(ctx context.Context, c agent.CallStart) error {
 		return errLeaseLost
 	case errors.Is(err, store.ErrTaskCost):
 		m.budgetRefusals.WithLabelValues("task").Inc()
-		return &agent.Error{Code: agent.CodeTaskCost, Message: "the next model call could make this task cost more than a task may", Billable: true, Err: err}
+		return &agent.Error{Code: agent.CodeTaskCost, Message: "the next model call could make this task cost more than a task may, or costs more than a month's whole provider budget", Billable: true, Err: err}
 	case errors.Is(err, store.ErrBudgetUsed), errors.Is(err, store.ErrBudgetHeld):
 		why := "used"
 		if errors.Is(err, store.ErrBudgetHeld) {

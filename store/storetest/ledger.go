@@ -92,7 +92,7 @@ var ledgerRules = []struct{ rule, query string }{
 			AND w.cap > (SELECT count(*) FROM leases l WHERE l.workspace_id = w.workspace_id)
 			AND w.quota_ms - w.used_ms - (SELECT coalesce(sum(reserved_ms), 0) FROM leases l WHERE l.workspace_id = w.workspace_id) >= 300000
 			AND w.provider_used_microusd <= w.provider_budget_microusd
-			AND (SELECT t.needs_microusd FROM tasks t WHERE t.workspace_id = w.workspace_id AND t.status = 'queued' AND (t.expires_at IS NULL OR t.expires_at > now())
+			AND (SELECT CASE WHEN w.provider_budget_microusd > 0 AND t.needs_microusd > least(w.provider_budget_microusd, w.max_task_cost_microusd) THEN 0 ELSE t.needs_microusd END FROM tasks t WHERE t.workspace_id = w.workspace_id AND t.status = 'queued' AND (t.expires_at IS NULL OR t.expires_at > now())
 				AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.workspace_id = t.workspace_id AND l.task_id = t.id)
 				ORDER BY t.priority DESC, t.id LIMIT 1) = 0`},
 	{"daily usage never exceeds the metering rows",
