@@ -148,8 +148,9 @@ func (w *Work) cancelChosen(ctx context.Context, l *load, c *bulkCancel) (waitin
 	if others >= maxCancels {
 		return 0, 0, refuse(Conflict, "%d cancels of many tasks are under way; ask again when some have come to their end", others)
 	}
+	// The later moment stays: the same asked for earlier, which has waited longer for the lock, chooses nothing that it does not.
 	_, err = w.tx.ExecContext(ctx, `INSERT INTO task_cancels (workspace_id, id, status, agent, metadata, requested_at) VALUES ($1, $6, $2, $3, $4::jsonb, $5)
-		ON CONFLICT (workspace_id, id) DO UPDATE SET requested_at = excluded.requested_at`, append(c.args(), c.ID)...)
+		ON CONFLICT (workspace_id, id) DO UPDATE SET requested_at = greatest(task_cancels.requested_at, excluded.requested_at)`, append(c.args(), c.ID)...)
 	if err != nil {
 		return 0, 0, fmt.Errorf("insert cancel: %w", err)
 	}

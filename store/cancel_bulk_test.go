@@ -166,6 +166,23 @@ func TestACancelOfManyTasks(t *testing.T) {
 		}
 	})
 
+	t.Run("ThatCommitsBehindALaterOneKeepsTheLatersMoment", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		ws := storetest.NewWorkspace(t, l.env, "pro")
+		l.crowd(ws, "yuki", 2500)
+		l.cancelMatching(ws, store.CancelFilter{})
+		// The same was asked for a minute later than what follows, and was first at the load row.
+		var later time.Time
+		if err := l.env.Admin(t).Get(&later, `UPDATE task_cancels SET requested_at = requested_at + interval '1 minute' RETURNING requested_at`); err != nil {
+			t.Fatal(err)
+		}
+		l.cancelMatching(ws, store.CancelFilter{})
+		if n := l.count(`SELECT count(*) FROM task_cancels WHERE requested_at = $1`, later); n != 1 {
+			t.Error("the earlier one has set the later one's moment back")
+		}
+	})
+
 	t.Run("ThatFailsOrIsHeldUpDelaysNobodyElses", func(t *testing.T) {
 		t.Parallel()
 		l := newLine(t)
