@@ -48,7 +48,8 @@ type Lane struct {
 	Lease     uuid.UUID `db:"lease"`
 	URL       string    `db:"url"`
 	Slow      bool      `db:"slow"`
-	Failures  int       `db:"failures"` // visits in a row that ended with one
+	Failures  int       `db:"failures"`   // visits in a row that ended with one
+	ChangedAt time.Time `db:"updated_at"` // by its owners or an operator
 }
 
 // TakeLanes leases up to limit lanes, slow ones or the others, that have waited longest and that nobody serves.
@@ -62,7 +63,7 @@ func (s *System) TakeLanes(ctx context.Context, slow bool, limit int) ([]Lane, e
 		UPDATE webhook_endpoints e SET lease = gen_random_uuid(), leased_until = now() + $3 * interval '1 millisecond'
 		FROM (SELECT workspace_id, id FROM ranked WHERE place <= $4 ORDER BY next_at LIMIT $2) p
 		WHERE e.workspace_id = p.workspace_id AND e.id = p.id AND e.enabled AND coalesce(e.leased_until <= now(), true)
-		RETURNING e.workspace_id, e.id, e.lease, e.url, e.slow, e.failures`, slow, limit, LaneLease.Milliseconds(), LanesPerWorkspace)
+		RETURNING e.workspace_id, e.id, e.lease, e.url, e.slow, e.failures, e.updated_at`, slow, limit, LaneLease.Milliseconds(), LanesPerWorkspace)
 	if err != nil {
 		return nil, fmt.Errorf("take webhook lanes: %w", err)
 	}
@@ -172,30 +173,37 @@ type Visited struct {
 	Gone      bool          // it answered 410
 }
 
-// LeaveLane ends a lane's lease and keeps what the visit has shown. An endpoint that is gone, or to which nothing came
-// through for WebhookPatience, is disabled; disabled says why, empty when it is not.
+// LeaveLane ends a lane's lease and keeps what the visit has shown, unless the endpoint was changed meanwhile: it may have
+// another URL, or was enabled anew, and what was seen is not its own. An endpoint that is gone, or to which nothing came through
+// for WebhookPatience, is disabled; disabled says why, empty when it is not.
 func (s *System) LeaveLane(ctx context.Context, l Lane, v Visited) (disabled string, err error) {
 	var failing []bool
 	err = s.db.SelectContext(ctx, &failing, `UPDATE webhook_endpoints SET lease = NULL, leased_until = NULL, slow = $4,
 			failures = CASE WHEN $5 THEN 0 ELSE least(failures, 1000000) END + CASE WHEN $6 > 0 THEN 1 ELSE 0 END,
 			failing_since = CASE WHEN $6 > 0 THEN CASE WHEN $5 THEN now() ELSE coalesce(failing_since, now()) END WHEN $5 THEN NULL ELSE failing_since END,
 			not_before = CASE WHEN $7 > 0 THEN now() + $7 * interval '1 millisecond' END
-		WHERE workspace_id = $1 AND id = $2 AND lease = $3
+		WHERE workspace_id = $1 AND id = $2 AND lease = $3 AND updated_at = $9
 		RETURNING enabled AND coalesce(failing_since < now() - $8 * interval '1 millisecond', false)`,
-		l.Workspace, l.Endpoint, l.Lease, v.Slow, v.Succeeded, v.Failed, v.Pause.Milliseconds(), WebhookPatience.Milliseconds())
+		l.Workspace, l.Endpoint, l.Lease, v.Slow, v.Succeeded, v.Failed, v.Pause.Milliseconds(), WebhookPatience.Milliseconds(), l.ChangedAt)
 	if err != nil {
 		return "", fmt.Errorf("leave webhook lane: %w", err)
 	}
 	switch {
+	case len(failing) == 0: // changed, or the lease is another's by now
+		_, err = s.db.ExecContext(ctx, `UPDATE webhook_endpoints SET lease = NULL, leased_until = NULL WHERE workspace_id = $1 AND id = $2 AND lease = $3`,
+			l.Workspace, l.Endpoint, l.Lease)
+		if err != nil {
+			return "", fmt.Errorf("leave changed webhook's lane: %w", err)
+		}
 	case v.Gone:
 		return s.disableWebhook(ctx, l, DisabledGone)
-	case len(failing) == 1 && failing[0]:
+	case failing[0]:
 		return s.disableWebhook(ctx, l, DisabledFailing)
 	}
 	return "", nil
 }
 
-// disableWebhook disables an endpoint unless it is, or has another URL by now; why comes back when it was done.
+// disableWebhook disables an endpoint unless it was changed since its lane was taken; why comes back when it was done.
 func (s *System) disableWebhook(ctx context.Context, l Lane, why string) (disabled string, err error) {
 	err = s.inAudited(ctx, func(tx *sqlx.Tx, n *notes) error {
 		disabled = ""
@@ -203,7 +211,7 @@ func (s *System) disableWebhook(ctx context.Context, l Lane, why string) (disabl
 			return err
 		}
 		done, err := tx.ExecContext(ctx, `UPDATE webhook_endpoints SET enabled = false, disabled_why = $4, disabled_at = now(), updated_at = now(),
-				letter_at = now(), letter_tries = 0 WHERE workspace_id = $1 AND id = $2 AND url = $3 AND enabled`, l.Workspace, l.Endpoint, l.URL, why)
+				letter_at = now(), letter_tries = 0 WHERE workspace_id = $1 AND id = $2 AND updated_at = $3 AND enabled`, l.Workspace, l.Endpoint, l.ChangedAt, why)
 		if err != nil {
 			return fmt.Errorf("disable webhook: %w", err)
 		}

@@ -223,6 +223,36 @@ func TestWebhookLanes(t *testing.T) {
 		}
 	})
 
+	t.Run("AVisitSaysNothingOfAnEndpointThatWasChangedMeanwhile", func(t *testing.T) {
+		t.Parallel()
+		h := hooks{newLine(t)}
+		ws := storetest.NewWorkspace(t, h.env, "pro")
+		endpoint := h.endpoint(ws)
+		change := func(p store.WebhookPatch) {
+			t.Helper()
+			h.must(ws, func(w *store.Work) error { _, err := w.ChangeWebhook(ctx, endpoint, p); return err })
+		}
+		url, no, yes := "https://other.example.com", false, true
+		for name, meanwhile := range map[string]func(){
+			"another URL":   func() { change(store.WebhookPatch{URL: &url}) },
+			"enabled again": func() { change(store.WebhookPatch{Enabled: &no}); change(store.WebhookPatch{Enabled: &yes}) },
+		} {
+			for _, found := range []store.Visited{{Failed: 5, Slow: true, Pause: time.Hour}, {Failed: 1, Gone: true}} {
+				h.must(ws, func(w *store.Work) error { _, err := w.TestWebhook(ctx, endpoint); return err })
+				lane := h.lane()
+				meanwhile()
+				why, err := h.system.LeaveLane(ctx, lane, found)
+				if err != nil || why != "" {
+					t.Errorf("%s: %+v disables it (%s, %v)", name, found, why, err)
+				}
+				if n := h.count(`SELECT count(*) FROM webhook_endpoints WHERE id = $1 AND enabled AND lease IS NULL AND failures = 0 AND failing_since IS NULL
+					AND not_before IS NULL AND NOT slow`, endpoint); n != 1 {
+					t.Errorf("%s: %+v is held against it, or its lane is not free", name, found)
+				}
+			}
+		}
+	})
+
 	t.Run("WhatHasServedIsSwept", func(t *testing.T) {
 		t.Parallel()
 		h := hooks{newLine(t)}
