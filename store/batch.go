@@ -103,7 +103,7 @@ func (f *Fleet) part(batch []*op) (free, held []*op, err error) {
 type asideRoom struct {
 	mu      sync.Mutex
 	waiting map[uuid.UUID][]*op // by workspace; present while its goroutine runs
-	seats   chan struct{}       // each takes a connection
+	seats   chan struct{}       // each takes a connection, for one batch
 }
 
 // asideSeats is how many workspaces wait for their rows at once.
@@ -124,18 +124,25 @@ func (r *asideRoom) join(o *op) bool {
 	return ok
 }
 
-// take empties a workspace's place; with nothing in it the place is given up and take returns none.
+// take takes a batch of what waits in a workspace's place.
 func (r *asideRoom) take(ws uuid.UUID) []*op {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	ops := r.waiting[ws]
-	if len(ops) == 0 {
-		delete(r.waiting, ws)
-		return nil
-	}
 	n := min(len(ops), maxBatch)
 	r.waiting[ws] = ops[n:]
 	return ops[:n]
+}
+
+// leave gives a workspace's place up, unless more has come.
+func (r *asideRoom) leave(ws uuid.UUID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.waiting[ws]) > 0 {
+		return false
+	}
+	delete(r.waiting, ws)
+	return true
 }
 
 // setAside lets ops wait with their workspaces, each of which gets a goroutine unless it has one.
@@ -149,10 +156,10 @@ func (f *Fleet) setAside(ops []*op) {
 		f.aside.waiting[ws] = []*op{o}
 		f.aside.mu.Unlock()
 		f.wg.Go(func() {
-			f.aside.seats <- struct{}{}
-			defer func() { <-f.aside.seats }()
-			for batch := f.aside.take(ws); batch != nil; batch = f.aside.take(ws) {
-				f.commitAside(batch)
+			for left := false; !left; left = f.aside.leave(ws) {
+				f.aside.seats <- struct{}{} // in the order of asking, so that no row that stays held keeps others from a seat
+				f.commitAside(f.aside.take(ws))
+				<-f.aside.seats
 			}
 		})
 	}

@@ -122,6 +122,47 @@ func TestBatch(t *testing.T) {
 		}
 	})
 
+	t.Run("FourThatAreHeldForGoodDoNotKeepAFifthWaiting", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		tasks := l.running(5)
+		release := l.hold(tasks[:4]...)
+		defer release()
+		ctx, stop := context.WithCancel(ctx)
+		var busy sync.WaitGroup
+		defer busy.Wait()
+		defer stop()
+		for range 4 { // what keeps coming finds others of its workspace waiting
+			for _, c := range tasks[:4] {
+				busy.Go(func() {
+					for ctx.Err() == nil {
+						_, _ = l.fleet.Finish(ctx, finishOf(c, store.Succeeded, 1), true)
+					}
+				})
+			}
+			time.Sleep(250 * time.Millisecond)
+		}
+		last := l.hold(tasks[4])
+		defer last()
+		time.AfterFunc(250*time.Millisecond, last)
+		ended := make(chan store.Finished, 1)
+		go func() {
+			r, err := l.fleet.Finish(ctx, finishOf(tasks[4], store.Succeeded, 1), false)
+			if err != nil {
+				t.Error(err)
+			}
+			ended <- r
+		}()
+		select {
+		case r := <-ended:
+			if !r.Accepted {
+				t.Errorf("%+v", r)
+			}
+		case <-time.After(20 * time.Second):
+			t.Error("it still waits for a seat")
+		}
+	})
+
 	t.Run("ARowThatIsHeldForAMomentCostsNoError", func(t *testing.T) {
 		t.Parallel()
 		l := newLine(t)
