@@ -44,18 +44,20 @@ type Finish struct {
 	// CustomerFault: a Failed attempt is billable only when the customer's own input was at fault.
 	CustomerFault bool
 
-	// Apart: a Crashed attempt had a process of its own, and that died. Otherwise its worker did, with all that it ran.
+	// Apart: a Crashed attempt had a process of its own, and that died. Otherwise its worker did, with all that it ran, or
+	// could not start that process.
 	Apart bool
-
-	losses int // of a Crashed one: workers that died with the task while it ran apart, before; see recoverLeases
 
 	// NeedsMicroUSD is the call that did not fit, of a BudgetCut: the task is not tried again before it does.
 	NeedsMicroUSD int64
 }
 
-// CodeAgentCrashed is the error of an attempt whose own process died: what its worker says itself, other than of a crash
-// of the worker.
-const CodeAgentCrashed = "agent_crashed"
+// The errors of Crashed attempts.
+const (
+	CodeWorkerCrashed = "worker_crashed"    // the worker died: the scheduler says so, the others are what a worker says itself
+	CodeAgentCrashed  = "agent_crashed"     // the attempt's own process died
+	CodeNotStarted    = "agent_not_started" // the attempt's own process could not be started
+)
 
 // AttemptUsage is what one attempt used. The four token counts are disjoint.
 type AttemptUsage struct {
@@ -75,14 +77,12 @@ type Finished struct {
 	Next     *Claimed // the answer to Finish.Next
 	Turn     *Turn    // to enqueue
 	Notice   int      // 80 or 100: that share of the quota was passed by this finish, for the first time this period
-
-	apart bool // the task was a suspect and had a process of its own
 }
 
 // Crash limits. Of the tasks that a dying worker ran, any may be the cause, so each bears the crash. With the second one
 // a task is a suspect: from then on it waits before it runs, and runs in a process of its own. There only the death of that
-// process counts against it, and the third one fails it. A worker that dies all the same proves nothing against a suspect;
-// only when that goes on and on does the task end, so that it ends at all.
+// process counts against it, and the third one fails it. A worker that dies all the same, or cannot start that process, proves
+// nothing against a suspect and is a loss (tasks.losses): only when that goes on and on does the task end, so that it ends at all.
 const (
 	suspectCrashes = 2
 	maxCrashes     = suspectCrashes + 3
@@ -117,6 +117,13 @@ type held struct {
 	Agent       string        `db:"agent"`
 	Model       string        `db:"model"`
 	APIKeyID    uuid.NullUUID `db:"api_key_id"`
+
+	losses int // of the task so far, when this attempt is one (countLosses); 0 otherwise
+}
+
+// lost reports whether an attempt that crashed is a loss: a suspect's, and not by its own process.
+func (h held) lost(f *Finish) bool {
+	return f.Outcome == Crashed && h.Crashes >= suspectCrashes && !f.Apart
 }
 
 // move is what a finish does to its task.
@@ -151,21 +158,21 @@ func decide(f *Finish, h held) move {
 		m.status, m.attempt, m.err, m.needs = StatusQueued, h.Spent, nil, f.NeedsMicroUSD
 	case Crashed:
 		m.status, m.attempt, m.err, m.crashes = StatusQueued, h.Spent, nil, h.Crashes+1
-		losses := f.losses
-		if h.Crashes >= suspectCrashes && !f.Apart {
-			m.crashes, losses = h.Crashes, losses+1
+		if h.lost(f) {
+			m.crashes = h.Crashes
 		}
 		if m.crashes >= suspectCrashes {
-			m.status, m.delay = StatusScheduled, backoff(crashDelay, m.crashes-suspectCrashes+losses)
+			m.status, m.delay = StatusScheduled, backoff(crashDelay, m.crashes-suspectCrashes+h.losses)
 		}
 		switch {
 		case m.crashes >= maxCrashes:
 			m.status = StatusFailed
-			m.err = &TaskError{Code: "worker_crashed", Message: fmt.Sprintf("%d processes died while running this task, %d of them on its own account",
+			m.err = &TaskError{Code: CodeWorkerCrashed, Message: fmt.Sprintf("%d processes died while running this task, %d of them on its own account",
 				m.crashes, m.crashes-suspectCrashes)}
-		case losses >= maxLosses:
+		case h.losses >= maxLosses:
 			m.status = StatusFailed
-			m.err = &TaskError{Code: "worker_crashed", Message: fmt.Sprintf("%d workers died while running this task", m.crashes+losses)}
+			m.err = &TaskError{Code: CodeWorkerCrashed, Message: fmt.Sprintf("%d workers died while running this task, or could not start a process for it",
+				m.crashes+h.losses)}
 		}
 	}
 	if h.AskedToStop && !Final(m.status) { // a cancelled task is never run again
@@ -208,13 +215,16 @@ func finishAll(ctx context.Context, tx *sqlx.Tx, n *notes, loads map[uuid.UUID]*
 	if err != nil {
 		return nil, fmt.Errorf("end leases: %w", err)
 	}
+	if err := countLosses(ctx, tx, byLease, ended); err != nil {
+		return nil, err
+	}
 	moves := make([]move, len(ended))
 	for i, h := range ended {
 		f, l := byLease[h.Lease], loads[h.Workspace]
 		f.Usage.AgentMS = min(max(f.Usage.AgentMS, 0), h.ReservedMS) // what overshot the deadline is ours
 		moves[i] = decide(f, h)
 		r := results[h.Lease]
-		r.Accepted, r.Status, r.apart = true, moves[i].status, h.Crashes >= suspectCrashes
+		r.Accepted, r.Status = true, moves[i].status
 		if !Final(moves[i].status) {
 			l.Waiting++
 		}
@@ -248,6 +258,35 @@ func finishAll(ctx context.Context, tx *sqlx.Tx, n *notes, loads map[uuid.UUID]*
 	return results, nil
 }
 
+// countLosses counts those attempts that were a loss with their tasks, and fills in how many there have been. Few finishes
+// are: the others cost no statement.
+func countLosses(ctx context.Context, tx *sqlx.Tx, byLease map[uuid.UUID]*Finish, ended []held) error {
+	lost := map[uuid.UUID]*held{} // by task
+	var workspaces, tasks []uuid.UUID
+	for i := range ended {
+		if h := &ended[i]; h.lost(byLease[h.Lease]) {
+			lost[h.Task] = h
+			workspaces, tasks = append(workspaces, h.Workspace), append(tasks, h.Task)
+		}
+	}
+	if len(tasks) == 0 {
+		return nil
+	}
+	var counted []struct {
+		Task   uuid.UUID `db:"id"`
+		Losses int       `db:"losses"`
+	}
+	err := tx.SelectContext(ctx, &counted, `UPDATE tasks t SET losses = t.losses + 1 FROM unnest($1::uuid[], $2::uuid[]) AS v (workspace_id, id)
+		WHERE t.workspace_id = v.workspace_id AND t.id = v.id RETURNING t.id, t.losses`, uuids(workspaces), uuids(tasks))
+	if err != nil {
+		return fmt.Errorf("count losses of suspects: %w", err)
+	}
+	for _, c := range counted {
+		lost[c.Task].losses = c.Losses
+	}
+	return nil
+}
+
 // recognise finds, among finishes whose lease is gone, those that were committed before and only their answer got
 // lost: they have an attempt that their own worker ended. The rest stays refused.
 func recognise(ctx context.Context, tx *sqlx.Tx, results map[uuid.UUID]*Finished, workspaces, leases []uuid.UUID) error {
@@ -256,7 +295,7 @@ func recognise(ctx context.Context, tx *sqlx.Tx, results map[uuid.UUID]*Finished
 		Status string    `db:"status"`
 	}
 	err := tx.SelectContext(ctx, &own, `SELECT a.id, t.status FROM unnest($1::uuid[], $2::uuid[]) AS v (workspace_id, id)
-		JOIN attempts a ON a.workspace_id = v.workspace_id AND a.id = v.id AND (a.outcome <> 'crashed' OR a.error->>'code' = '`+CodeAgentCrashed+`')
+		JOIN attempts a ON a.workspace_id = v.workspace_id AND a.id = v.id AND (a.outcome <> 'crashed' OR a.error->>'code' <> '`+CodeWorkerCrashed+`')
 		JOIN tasks t ON t.workspace_id = a.workspace_id AND t.id = a.task_id`, uuids(workspaces), uuids(leases))
 	if err != nil {
 		return fmt.Errorf("recognise repeated finishes: %w", err)

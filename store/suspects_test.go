@@ -157,6 +157,33 @@ func TestSuspects(t *testing.T) {
 		}
 	})
 
+	t.Run("ASuspectThatNoWorkerCanStartWaitsLongerEachTimeAndEndsInTheEnd", func(t *testing.T) {
+		t.Parallel()
+		s := newSuspects(t)
+		s.workerDies()
+		s.workerDies()
+		for try, least := range []int64{5, 10, 20, 40, 80, 160, 300, 300, 300, 300} {
+			if waited := s.comesDue(); waited < least || waited > least*12/10+1 {
+				t.Errorf("waited %d s, want %d and up to a fifth more", waited, least)
+			}
+			f := finishOf(s.won(s.turn).Task, store.Crashed, 0)
+			f.Error = &store.TaskError{Code: store.CodeNotStarted, Message: "no process", Retryable: true}
+			for _, again := range []bool{false, true} { // its answer got lost
+				r, err := s.fleet.Finish(ctx, f, again)
+				if err != nil || !r.Accepted {
+					t.Fatalf("%+v, %v", r, err)
+				}
+			}
+			if n := s.count(`SELECT losses FROM tasks WHERE id = $1`, s.task); n != int64(try)+1 {
+				t.Fatalf("%d losses are counted after %d", n, try+1)
+			}
+		}
+		v := s.now()
+		if v.Status != store.StatusFailed || v.Crashes != 2 || !strings.Contains(string(v.Error), store.CodeWorkerCrashed) {
+			t.Errorf("%+v, error %s", v.Task, v.Error)
+		}
+	})
+
 	t.Run("ARetryByTheCustomerBeginsAnew", func(t *testing.T) {
 		t.Parallel()
 		s := newSuspects(t)

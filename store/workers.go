@@ -8,7 +8,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
-	"github.com/lib/pq"
 )
 
 // A worker process holds its tasks through one row here: leases name the worker, and the worker lives while its beat
@@ -118,7 +117,7 @@ func (s *System) RecoverDeadWorkers(ctx context.Context) (recovered int, turns [
 		for ; end < len(orphans) && orphans[end].Workspace == ws; end++ {
 			o := orphans[end]
 			finishes = append(finishes, &Finish{Workspace: ws, Task: o.Task, Lease: o.Lease, Outcome: Crashed,
-				Error: &TaskError{Code: "worker_crashed", Message: "the worker died while running this attempt", Retryable: true}})
+				Error: &TaskError{Code: CodeWorkerCrashed, Message: "the worker died while running this attempt", Retryable: true}})
 		}
 		n, issued, err := s.recoverLeases(ctx, ws, finishes)
 		recovered, turns = recovered+n, append(turns, issued...)
@@ -140,9 +139,6 @@ func (s *System) recoverLeases(ctx context.Context, ws uuid.UUID, finishes []*Fi
 		if err != nil {
 			return err
 		}
-		if err := readLosses(ctx, tx, ws, finishes); err != nil {
-			return err
-		}
 		for _, f := range finishes {
 			if f.Usage, err = closeCalls(ctx, tx, n, l, f.Lease); err != nil {
 				return err
@@ -157,9 +153,6 @@ func (s *System) recoverLeases(ctx context.Context, ws uuid.UUID, finishes []*Fi
 				recovered++
 			}
 		}
-		if err := countLosses(ctx, tx, ws, finishes, results); err != nil {
-			return err
-		}
 		turns, err = settle(ctx, tx, l)
 		return err
 	})
@@ -167,45 +160,4 @@ func (s *System) recoverLeases(ctx context.Context, ws uuid.UUID, finishes []*Fi
 		return 0, nil, fmt.Errorf("recover tasks of workspace %s: %w", ws, err)
 	}
 	return recovered, turns, nil
-}
-
-// readLosses fills in how many workers each task has lost while it ran apart. Only a recovery needs to know.
-func readLosses(ctx context.Context, tx *sqlx.Tx, ws uuid.UUID, finishes []*Finish) error {
-	tasks := make([]uuid.UUID, len(finishes))
-	for i, f := range finishes {
-		tasks[i] = f.Task
-	}
-	var lost []struct {
-		Task   uuid.UUID `db:"id"`
-		Losses int       `db:"losses"`
-	}
-	err := tx.SelectContext(ctx, &lost, `SELECT id, losses FROM tasks WHERE workspace_id = $1 AND id = ANY($2) AND losses > 0`, ws, pq.Array(tasks))
-	if err != nil {
-		return fmt.Errorf("read losses of suspects: %w", err)
-	}
-	for _, l := range lost {
-		for _, f := range finishes {
-			if f.Task == l.Task {
-				f.losses = l.Losses
-			}
-		}
-	}
-	return nil
-}
-
-// countLosses notes the loss of a worker with those tasks that ran apart there: crashes stands still for them (decide).
-func countLosses(ctx context.Context, tx *sqlx.Tx, ws uuid.UUID, finishes []*Finish, results map[uuid.UUID]*Finished) error {
-	var tasks []uuid.UUID
-	for _, f := range finishes {
-		if results[f.Lease].Accepted && results[f.Lease].apart {
-			tasks = append(tasks, f.Task)
-		}
-	}
-	if len(tasks) == 0 {
-		return nil
-	}
-	if _, err := tx.ExecContext(ctx, `UPDATE tasks SET losses = losses + 1 WHERE workspace_id = $1 AND id = ANY($2)`, ws, pq.Array(tasks)); err != nil {
-		return fmt.Errorf("count losses of suspects: %w", err)
-	}
-	return nil
 }

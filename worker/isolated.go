@@ -61,7 +61,7 @@ func (w *Worker) place(ctx context.Context, t store.ClaimedTask) (run Runner, le
 }
 
 // unplaced ends an attempt that did not begin: it was stopped before, or no process could be started for it. That is no
-// crash of its own; it waits as after one.
+// crash of its own; it waits as after the loss of a worker, and when it goes on and on the task ends.
 func (w *Worker) unplaced(ctx context.Context, t store.ClaimedTask, err error) *store.Finish {
 	f := w.finished(t, agent.Usage{}, 0)
 	if ctx.Err() != nil {
@@ -70,7 +70,7 @@ func (w *Worker) unplaced(ctx context.Context, t store.ClaimedTask, err error) *
 	}
 	w.taskLog(t).Error().Err(err).Msg("no process for a suspect; its task waits")
 	f.Outcome = store.Crashed
-	f.Error = &store.TaskError{Code: "worker_crashed", Message: "this attempt could not be started in a process of its own", Retryable: true}
+	f.Error = &store.TaskError{Code: store.CodeNotStarted, Message: "this attempt could not be started in a process of its own", Retryable: true}
 	return f
 }
 

@@ -328,6 +328,41 @@ func TestAChildDiesWithItsWorker(t *testing.T) {
 	}
 }
 
+// noProcess starts nothing.
+type noProcess struct{}
+
+func (noProcess) Start(context.Context) (*isolate.Child, error) {
+	return nil, errors.New("no memory left")
+}
+
+// A suspect for which no process can be started is not convicted, and counts as lost each time, so that it ends some day.
+func TestASuspectThatCannotBeStartedIsALoss(t *testing.T) {
+	t.Parallel()
+	r := startWith(t, worker.Config{Slots: 2, Isolator: noProcess{}, Runner: worker.RunnerFunc(prompted)})
+	ws := storetest.NewWorkspace(t, r.env, "pro")
+	later := time.Now().Add(time.Hour)
+	suspect := task("ok")
+	suspect.RunAt = &later
+	id := r.submit(ws, suspect)[0]
+	admin := r.env.Admin(t)
+	admin.MustExec(`UPDATE tasks SET crashes = 2, run_at = now() WHERE id = $1`, id)
+	_, _, turns, err := r.system.PromoteDue(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, turn := range turns {
+		r.turns.Enqueue(jobs.Turn(turn))
+	}
+	v := r.await(ws, id, store.StatusScheduled)
+	var losses int
+	if err := admin.Get(&losses, `SELECT t.losses FROM tasks t JOIN attempts a ON a.task_id = t.id AND a.error->>'code' = $2 WHERE t.id = $1`, id, store.CodeNotStarted); err != nil {
+		t.Fatal(err)
+	}
+	if losses != 1 || v.Crashes != 2 || v.Attempt != 0 || v.Waiting.Reason != store.WaitIsolated {
+		t.Errorf("%d losses, %+v, %+v", losses, v.Task, v.Waiting)
+	}
+}
+
 // runs reports whether a process runs; one that has ended and is not reaped does not.
 func runs(pid int) bool {
 	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")

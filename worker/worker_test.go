@@ -50,7 +50,10 @@ func startWith(t *testing.T, cfg worker.Config, hooks ...redis.Hook) *rig {
 	r := &rig{t: t, env: env, api: store.NewAPI(env.API(t)), system: store.NewSystem(env.System(t)), reg: prometheus.NewRegistry(), ended: make(chan error, 1)}
 	r.turns = jobs.NewEnqueuer(rdb, zerolog.Nop())
 	t.Cleanup(r.turns.Close)
-	cfg.Fleet, cfg.Redis, cfg.Enqueuer, cfg.Metrics, cfg.Isolator, cfg.Name = store.NewFleet(env.Worker(t)), rdb, r.turns, worker.NewMetrics(r.reg), testIsolator(), "test"
+	cfg.Fleet, cfg.Redis, cfg.Enqueuer, cfg.Metrics, cfg.Name = store.NewFleet(env.Worker(t)), rdb, r.turns, worker.NewMetrics(r.reg), "test"
+	if cfg.Isolator == nil {
+		cfg.Isolator = testIsolator()
+	}
 	cfg.Log = zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)
 	w := worker.New(cfg)
 	ctx, stop := context.WithCancel(context.Background())
