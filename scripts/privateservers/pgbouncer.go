@@ -7,7 +7,6 @@ package privateservers
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"maps"
@@ -19,8 +18,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/lib/pq"
 
 	"github.com/generic-corp/muster/scripts/childprocess"
 )
@@ -92,7 +89,8 @@ func (b *PgBouncer) launch(ctx context.Context) (err error) {
 	if b.proc, err = startServer([]string{b.bin, filepath.Join(b.dir, "pgbouncer.ini")}, b.dir, b.logFile(), b.postgres.place.cred, syscall.SIGTERM); err != nil {
 		return fmt.Errorf("start PgBouncer: %w", err)
 	}
-	if err = poll(ctx, b.proc, b.ping); err == nil {
+	user := slices.Sorted(maps.Keys(b.cfg.Users))[0] // at PgBouncer's own console, which needs no database
+	if err = poll(ctx, b.proc, answers(b.URLAs(user, b.cfg.Users[user], "pgbouncer"), "SHOW VERSION")); err == nil {
 		return nil
 	}
 	_ = b.proc.End(context.Background(), 0, syscall.SIGKILL)
@@ -100,19 +98,6 @@ func (b *PgBouncer) launch(ctx context.Context) (err error) {
 		return fmt.Errorf("start PgBouncer on %s: %w", b.Addr(), errPortTaken)
 	}
 	return fmt.Errorf("start PgBouncer: %w; end of %s:%s", err, b.logFile(), logTail(b.logFile()))
-}
-
-// ping signs in as one of the users at PgBouncer's own console, which needs no database.
-func (b *PgBouncer) ping(ctx context.Context) error {
-	user := slices.Sorted(maps.Keys(b.cfg.Users))[0]
-	connector, err := pq.NewConnector(b.URLAs(user, b.cfg.Users[user], "pgbouncer") + "&connect_timeout=5")
-	if err != nil {
-		return err
-	}
-	db := sql.OpenDB(connector)
-	defer db.Close()
-	_, err = db.ExecContext(ctx, "SHOW VERSION")
-	return err
 }
 
 // writeConfig writes what docs/operations.md promises to work with, on a port of its own.

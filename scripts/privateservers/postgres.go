@@ -259,7 +259,7 @@ func (p *Postgres) launch(ctx context.Context) error {
 		if p.proc, err = startServer(argv, p.place.dir, p.LogFile(), p.place.cred, syscall.SIGINT, p.cfg.Env...); err != nil {
 			return fmt.Errorf("start PostgreSQL: %w", err)
 		}
-		err = poll(ctx, p.proc, p.ping)
+		err = poll(ctx, p.proc, answers(p.URL("postgres"), ";"))
 		if err == nil {
 			return nil
 		}
@@ -296,14 +296,18 @@ func (p *Postgres) settings() []string {
 	return args
 }
 
-func (p *Postgres) ping(ctx context.Context) error {
-	connector, err := pq.NewConnector(p.URL("postgres") + "&connect_timeout=5")
-	if err != nil {
+// answers asks a server at a URL, as it is now: a question that hangs may outlive its start, and the next one has another port.
+func answers(url, question string) func(ctx context.Context) error {
+	return func(ctx context.Context) error {
+		connector, err := pq.NewConnector(url + "&connect_timeout=5")
+		if err != nil {
+			return err
+		}
+		db := sql.OpenDB(connector)
+		defer db.Close()
+		_, err = db.ExecContext(ctx, question)
 		return err
 	}
-	db := sql.OpenDB(connector)
-	defer db.Close()
-	return db.PingContext(ctx)
 }
 
 // readPgpass returns the port and password of the last start, or nothing when there was none.

@@ -171,7 +171,8 @@ func (r *Redis) launch(ctx context.Context) (err error) {
 	if r.proc, err = startServer(argv, r.dir, r.LogFile(), nil, syscall.SIGTERM); err != nil {
 		return fmt.Errorf("start Redis: %w", err)
 	}
-	err = poll(ctx, r.proc, r.ping)
+	port := r.port // as it is now, see answers
+	err = poll(ctx, r.proc, func(ctx context.Context) error { return r.command(ctx, port, "PING", "+PONG") })
 	if err == nil {
 		return nil
 	}
@@ -216,8 +217,6 @@ func (r *Redis) ask(ctx context.Context, port int, command string) (answer strin
 	}
 	return answer, nil
 }
-
-func (r *Redis) ping(ctx context.Context) error { return r.command(ctx, r.port, "PING", "+PONG") }
 
 func (r *Redis) writeConfig() error {
 	appendOnly := "no"
