@@ -31,9 +31,12 @@ func newShares(size int, weights map[string]int, strict bool) shares {
 	return s
 }
 
-// room is how many more slots a queue may hold beside those that are held.
-func (s *shares) room(queue string, held map[string]int) int {
-	all, below := s.size, s.size-s.reserve // what is left of all slots, and of those for the tiers below pro
+// ahead is how many slots will soon be given back: of all, and of those for the tiers below pro.
+type ahead struct{ all, below int }
+
+// room is how many more slots a queue may hold beside those that are held, ahead of some that will be given back.
+func (s *shares) room(queue string, held map[string]int, soon ahead) int {
+	all, below := s.size+soon.all, s.size-s.reserve+soon.below // what is left of all slots, and of those for the tiers below pro
 	for q, slots := range held {
 		all -= slots
 		if q != store.QueuePro {
@@ -46,17 +49,17 @@ func (s *shares) room(queue string, held map[string]int) int {
 	return min(all, below)
 }
 
-// pick chooses the queue that the next slot is for, of those that are free or, so many ahead, soon will be; false when none
+// pick chooses the queue that the next slot is for, of those that are free or, ahead, soon will be; false when none
 // may have it. Each queue is chosen with a probability in proportion to what it lacks of its share, so that a worker with
 // one slot starves nobody either; when none lacks anything, the one that is least above its share.
-func (s *shares) pick(held map[string]int, queues []string, ahead int) (queue string, ok bool) {
+func (s *shares) pick(held map[string]int, queues []string, soon ahead) (queue string, ok bool) {
 	sum := 0
 	for _, w := range s.weights {
 		sum += w
 	}
 	best, lacking := 0.0, 0.0
 	for _, q := range queues {
-		if s.room(q, held)+ahead <= 0 {
+		if s.room(q, held, soon) <= 0 {
 			continue
 		}
 		weight := float64(s.weights[q])

@@ -119,11 +119,13 @@ func TestShares(t *testing.T) {
 
 }
 
-// paced is slots of which n have just been left, one each so many.
-func paced(s *slots, each time.Duration) {
+// paced lets agents of the tiers have returned at this pace, one each so long.
+func paced(each time.Duration, tiers ...*pace) {
 	now := time.Now()
-	for i := range s.left {
-		s.left[i] = now.Add(-each * time.Duration(paceOver-i))
+	for _, p := range tiers {
+		for i := range p.left {
+			p.left[i] = now.Add(-each * time.Duration(paceOver-i))
+		}
 	}
 }
 
@@ -161,7 +163,7 @@ func TestSlots(t *testing.T) {
 			if s.take(pro, 40) != 40 {
 				t.Fatal("no slots")
 			}
-			paced(s, c.each)
+			paced(c.each, &s.pro)
 			taken, _ := s.share(100, all)
 			if n := len(taken); n > c.want || n < c.want-1 { // time has passed
 				t.Errorf("%d claims go ahead with a return each %s, want %d", n, c.each, c.want)
@@ -181,7 +183,7 @@ func TestSlots(t *testing.T) {
 				t.Fatal("a free slot cannot be entered")
 			}
 		}
-		paced(s, time.Microsecond)
+		paced(time.Microsecond, &s.pro)
 		if taken, _ := s.share(1, []string{pro}); len(taken) != 1 {
 			t.Fatal("no claim goes ahead")
 		}
@@ -227,7 +229,7 @@ func TestSlots(t *testing.T) {
 				t.Fatalf("step %d: %d agents run in %d slots, %d of them below pro", step, len(running), size, below)
 			}
 			ahead = max(ahead, len(waiting))
-			paced(s, time.Microsecond)
+			paced(time.Microsecond, &s.pro, &s.below)
 			left[running[0]]++
 			s.leave(running[0], false)
 			running = running[1:]
@@ -246,7 +248,11 @@ func TestSlots(t *testing.T) {
 		for range 8 {
 			s.enter(free, 0)
 		}
-		paced(s, time.Microsecond)
+		paced(time.Microsecond, &s.pro)
+		if taken, _ := s.share(10, []string{free}); len(taken) != 0 {
+			t.Errorf("%d claims of free go ahead of agents of pro, whose slots it may not have", len(taken))
+		}
+		paced(time.Microsecond, &s.below)
 		if taken, _ := s.share(1, []string{free}); len(taken) != 1 {
 			t.Fatal("no claim goes ahead")
 		}

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/generic-corp/muster/store"
 )
 
 // slots are the places where agents run, and which queue's tasks hold them. They are counted here and not by Asynq,
@@ -24,8 +26,27 @@ type slots struct {
 	stuck    int            // held by agents that were given up, until they return
 	freed    chan struct{}  // closed when a slot is given back or a finish is booked, then replaced
 
-	left     [paceOver]time.Time // when the last agents returned, a ring
-	leftNext int
+	pro, below pace // at which agents of pro, and of the tiers below it, return
+}
+
+// pace is when the last agents returned, a ring.
+type pace struct {
+	left [paceOver]time.Time
+	next int
+}
+
+func (p *pace) note() {
+	p.left[p.next] = time.Now()
+	p.next = (p.next + 1) % paceOver
+}
+
+// within is how many agents will return in this time.
+func (p *pace) within(d time.Duration) int {
+	oldest := p.left[p.next]
+	if oldest.IsZero() {
+		return 0
+	}
+	return int(paceOver * d / max(time.Since(oldest), 1))
 }
 
 // entrant waits for a slot to run in.
@@ -35,7 +56,8 @@ type entrant struct {
 }
 
 // How far claims go ahead: as many as agents will return within aheadTime, by the pace at which the last ones did, and at
-// most a quarter of the slots. Tasks of a second never get there.
+// most a quarter of the slots. Tasks of a second never get there. The tiers below pro go by their own pace: slots that short
+// tasks of pro give back may be pro's alone, and who waits for them in vain has claimed for nothing.
 const (
 	aheadTime  = 20 * time.Millisecond
 	aheadShare = 4
@@ -56,19 +78,16 @@ func (s *slots) free() int {
 }
 
 // overdraft is how many slots may be held beyond those there are. Called with mu held.
-func (s *slots) overdraft() int {
-	oldest := s.left[s.leftNext]
-	if oldest.IsZero() {
-		return 0
-	}
-	return min(s.size/aheadShare, int(paceOver*aheadTime/max(time.Since(oldest), 1)))
+func (s *slots) overdraft() ahead {
+	most, below := s.size/aheadShare, s.below.within(aheadTime)
+	return ahead{all: min(most, s.pro.within(aheadTime)+below), below: min(most, below)}
 }
 
 // take takes up to n slots for the queue without waiting.
 func (s *slots) take(queue string, n int) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n = max(0, min(n, s.room(queue, s.held)))
+	n = max(0, min(n, s.room(queue, s.held, ahead{})))
 	s.held[queue] += n
 	return n
 }
@@ -77,7 +96,7 @@ func (s *slots) take(queue string, n int) int {
 func (s *slots) takeOr(queue string) (freed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.room(queue, s.held) <= 0 {
+	if s.room(queue, s.held, ahead{}) <= 0 {
 		return s.freed
 	}
 	s.held[queue]++
@@ -89,9 +108,9 @@ func (s *slots) takeOr(queue string) (freed <-chan struct{}) {
 func (s *slots) share(n int, queues []string) (taken []string, freed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ahead := s.overdraft()
-	for free := s.free(); len(taken) < n && free+ahead > 0; free-- {
-		queue, ok := s.pick(s.held, queues, ahead)
+	soon := s.overdraft()
+	for len(taken) < n {
+		queue, ok := s.pick(s.held, queues, soon)
 		if !ok {
 			break
 		}
@@ -141,7 +160,7 @@ func (s *slots) enter(queue string, limit time.Duration) bool {
 }
 
 // mayRun: an agent of the queue may start. Called with mu held.
-func (s *slots) mayRun(queue string) bool { return s.room(queue, s.running) > 0 }
+func (s *slots) mayRun(queue string) bool { return s.room(queue, s.running, ahead{}) > 0 }
 
 // admit lets those enter who may, in their order. Called with mu held.
 func (s *slots) admit() {
@@ -172,8 +191,11 @@ func (s *slots) leave(queue string, owing bool) {
 	if owing {
 		s.owed++
 	}
-	s.left[s.leftNext] = time.Now()
-	s.leftNext = (s.leftNext + 1) % paceOver
+	if queue == store.QueuePro {
+		s.pro.note()
+	} else {
+		s.below.note()
+	}
 	s.admit()
 	s.tell()
 }
