@@ -41,9 +41,14 @@ type gate struct {
 	idleAt    time.Time            // when idle was last found out
 	lineIdle  bool
 	looking   bool
+	popping   bool
+	stopped   bool // what is popped is handed out no more
 }
 
 const (
+	// Asynq dates the lease that it will have on a turn, 30 s, before it asks for one. So a fetch that has waited for this long returns with
+	// nothing and is asked again: else the turn's lease might be over when it comes, and Asynq could neither end nor retry it.
+	fetchLimit    = 5 * time.Second
 	asynqTick     = time.Millisecond // Asynq's own pause after it found all queues empty: the gate does the waiting
 	handLimit     = time.Second      // a popped turn reaches its handler far sooner, or never (a message that Asynq cannot read)
 	idleAge       = 5 * time.Millisecond
@@ -96,22 +101,18 @@ func fetchKeys(queue string) []string {
 
 func taskPrefix(queue string) string { return "asynq:{" + queue + "}:t:" }
 
-// fetch returns one turn, as Asynq's script would, when there are a turn and a slot for it; nothing when the worker stops.
+// fetch returns one turn, as Asynq's script would, when there are a turn and a slot for it; nothing when there were none for
+// fetchLimit, and when the worker stops and has handed out what it had popped.
 func (g *gate) fetch(ctx context.Context, pop func(p redis.Pipeliner, queue string) *redis.Cmd) *redis.Cmd {
 	nothing := redis.NewCmd(ctx)
 	nothing.SetErr(redis.Nil)
-	for {
-		select {
-		case <-g.stopping:
-			return nothing // what was popped ahead comes back when Asynq's lease on it ends, or is issued anew before
-		default:
-		}
+	for until := time.Now().Add(fetchLimit); ; {
 		if cmd := g.takePopped(); cmd != nil {
 			return cmd
 		}
 		queues, n := g.plan()
 		if len(queues) == 0 {
-			if !g.sleep(n) {
+			if n.limit = min(n.limit, time.Until(until)); n.limit <= 0 || !g.sleep(n) {
 				return nothing
 			}
 			continue
@@ -147,6 +148,11 @@ func (g *gate) plan() (queues []string, n nap) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	n = nap{heard: g.heard, limit: g.lookInterval}
+	select {
+	case <-g.stopping:
+		return nil, n
+	default:
+	}
 	full := make([]string, 0, len(g.queues))
 	for _, q := range g.queues {
 		at, empty := g.emptyAt[q]
@@ -158,6 +164,7 @@ func (g *gate) plan() (queues []string, n nap) {
 		n.limit = min(n.limit, left)
 	}
 	queues, n.freed = g.slots.share(g.ahead, full)
+	g.popping = len(queues) > 0
 	return queues, n
 }
 
@@ -189,6 +196,7 @@ func (g *gate) pop(ctx context.Context, queues []string, pop func(p redis.Pipeli
 	})
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.popping = false
 	var failed error
 	got := 0
 	for i, q := range queues {
@@ -208,6 +216,9 @@ func (g *gate) pop(ctx context.Context, queues []string, pop func(p redis.Pipeli
 	}
 	if g.ahead = max(1, got); got == len(queues) {
 		g.ahead = min(2*got, maxAhead)
+	}
+	if g.stopped {
+		g.abandon()
 	}
 	if got > 0 {
 		return nil
@@ -234,13 +245,36 @@ func (g *gate) hand(queue string) {
 
 // takeBack frees the slots of turns that never reached a handler. Called with mu held.
 func (g *gate) takeBack() {
-	if time.Since(g.poppedAt) <= handLimit || len(g.popped) > 0 {
-		return
+	if time.Since(g.poppedAt) > handLimit && len(g.popped) == 0 {
+		g.abandon()
 	}
+}
+
+// stop waits, for handLimit at most, until what was popped has been handed out: a worker that drains gives it back to the line. It
+// frees the slots of what was not, which comes back when Asynq's lease on it ends, or is issued anew before.
+func (g *gate) stop() {
+	over := func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return len(g.popped) == 0 && !g.popping
+	}
+	for deadline := time.Now().Add(handLimit); !over() && time.Now().Before(deadline); {
+		time.Sleep(asynqTick)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stopped = true
+	g.abandon()
+}
+
+// abandon frees the slots of popped turns. A handler that is on its way with one finds itself another slot (hand). Called with
+// mu held.
+func (g *gate) abandon() {
+	g.popped = nil
 	for queue, n := range g.handing {
 		g.slots.release(queue, n)
-		delete(g.handing, queue)
 	}
+	clear(g.handing)
 }
 
 // announce is told what jobs.WatchTurns hears.

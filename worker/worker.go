@@ -170,6 +170,7 @@ const handBackGrace = 10 * time.Second
 // drain stops taking turns and waits for the agents; true when none is left.
 func (w *Worker) drain() bool {
 	close(w.draining)
+	w.gate.stop()
 	w.server.Stop()
 	w.cfg.Log.Info().Int("running", w.running()).Dur("drain", w.cfg.DrainTimeout).Msg("draining")
 	if w.slots.waitEmpty(w.cfg.DrainTimeout) {
