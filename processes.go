@@ -299,7 +299,7 @@ func runScheduler(ctx context.Context, c *cli, args []string) error {
 	if err := checkHeadsDir(cfg.AuditHeadsDir); err != nil {
 		return err
 	}
-	s := &scheduler{id: uuid.New(), nights: cfg.AuditHeadsDir, system: system, line: line, turns: turns, client: asynq.NewClientFromRedisClient(rdb), log: log,
+	s := &scheduler{id: uuid.New(), died: make(chan struct{}, 1), nights: cfg.AuditHeadsDir, system: system, line: line, turns: turns, client: asynq.NewClientFromRedisClient(rdb), log: log,
 		metrics: newSchedulerMetrics(reg), last: map[string]time.Time{}, leaving: seeingOut{grace: cfg.DeletionGrace}}
 	if cfg.SMTPURL != "" {
 		m, err := mail.New(mail.Config{URL: string(cfg.SMTPURL), From: cfg.MailFrom, Log: log})

@@ -58,7 +58,8 @@ type scheduler struct {
 	metrics *schedulerMetrics
 
 	watch watch                // of watchOnce
-	last  map[string]time.Time // of sweepOnce: when its rarer parts last began
+	died  chan struct{}        // a worker has been declared dead; room for one
+	last  map[string]time.Time // of keepHouse: when its parts last began
 }
 
 type schedulerMetrics struct {
@@ -113,8 +114,10 @@ func (s *scheduler) run(ctx context.Context) {
 	defer loops.Wait()
 	leading := newLeadership()
 	loops.Go(func() { s.campaign(ctx, leading) })
-	loops.Go(func() { eachTick(ctx, func() { s.watchOnce(ctx, leading) }) }) // whoever leads
-	loops.Go(func() { whileLeading(ctx, leading, s.leaveOnce) })             // erasing may take long too
+	loops.Go(func() { eachTick(ctx, nil, func() { s.watchOnce(ctx, leading) }) }) // whoever leads
+	loops.Go(func() { eachTick(ctx, s.died, func() { s.recoverOnce(ctx, leading) }) })
+	loops.Go(func() { whileLeading(ctx, leading, s.keepHouse) })
+	loops.Go(func() { whileLeading(ctx, leading, s.leaveOnce) }) // erasing may take long too
 	loops.Go(func() { whileLeading(ctx, leading, s.tidyOnce) })
 	loops.Go(func() { whileLeading(ctx, leading, s.cancelOnce) }) // nor may a cancel of very many tasks delay the line
 	if s.hooks != nil {
@@ -131,21 +134,23 @@ func (s *scheduler) run(ctx context.Context) {
 
 // whileLeading calls do each second while this process leads.
 func whileLeading(ctx context.Context, leading *leadership, do func(context.Context)) {
-	eachTick(ctx, func() {
+	eachTick(ctx, nil, func() {
 		if leading.now() {
 			do(ctx)
 		}
 	})
 }
 
-// eachTick calls do each second until ctx ends.
-func eachTick(ctx context.Context, do func()) {
+// eachTick calls do each second, and at once when it is told to, until ctx ends.
+func eachTick(ctx context.Context, now <-chan struct{}, do func()) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-now:
+			do()
 		case <-ticker.C:
 			do()
 		}
@@ -227,6 +232,10 @@ func (s *scheduler) sweepOnce(ctx context.Context) {
 	s.part(ctx, "due", s.promoteDue)
 	s.part(ctx, "lost_turns", s.reissueLost)
 	s.part(ctx, "missed_turns", s.issueMissed)
+}
+
+// keepHouse does what may take long, or need not be each second: apart, so that it delays nothing that keeps the line moving.
+func (s *scheduler) keepHouse(ctx context.Context) {
 	s.every(ctx, time.Minute, "orphaned_calls", func(ctx context.Context) error {
 		_, turns, err := s.system.CloseOrphanedCalls(ctx, callGrace)
 		s.enqueue(turns)

@@ -22,7 +22,7 @@ func startScheduler(t *testing.T, env *storetest.Env) *scheduler {
 	rdb := env.Redis(t)
 	turns := jobs.NewEnqueuer(rdb, zerolog.Nop())
 	t.Cleanup(turns.Close)
-	s := &scheduler{id: uuid.New(), system: store.NewSystem(env.System(t)), line: jobs.NewLine(rdb), turns: turns,
+	s := &scheduler{id: uuid.New(), died: make(chan struct{}, 1), system: store.NewSystem(env.System(t)), line: jobs.NewLine(rdb), turns: turns,
 		client: asynq.NewClientFromRedisClient(rdb), log: zerolog.Nop(), metrics: newSchedulerMetrics(prometheus.NewRegistry()), last: map[string]time.Time{}}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})

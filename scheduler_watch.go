@@ -53,7 +53,7 @@ func (w *watch) see(workers []store.Worker, now time.Time) (silent []store.Worke
 	return silent
 }
 
-// watchOnce looks at the workers and, while this process leads, takes back what dead ones hold.
+// watchOnce looks at the workers and, while this process leads, declares those dead that have been silent for too long.
 func (s *scheduler) watchOnce(ctx context.Context, leading *leadership) {
 	s.part(ctx, "dead_workers", func(ctx context.Context) error {
 		workers, err := s.system.LiveWorkers(ctx)
@@ -69,22 +69,34 @@ func (s *scheduler) watchOnce(ctx context.Context, leading *leadership) {
 			if err != nil {
 				return err
 			}
-			if dead {
-				s.metrics.dead.Inc()
-				s.log.Error().Stringer("worker", w.ID).Str("name", w.Name).Msg("worker declared dead")
+			if !dead {
+				continue
+			}
+			s.metrics.dead.Inc()
+			s.log.Error().Stringer("worker", w.ID).Str("name", w.Name).Msg("worker declared dead")
+			select {
+			case s.died <- struct{}{}:
+			default:
 			}
 		}
-		return s.recoverDead(ctx)
+		return nil
 	})
 }
 
-// recoverDead gives tasks of dead workers back to their place in line.
-func (s *scheduler) recoverDead(ctx context.Context) error {
-	n, turns, err := s.system.RecoverDeadWorkers(ctx)
-	s.metrics.recovered.Add(float64(n))
-	if n > 0 {
-		s.log.Warn().Int("tasks", n).Msg("took tasks back from dead workers")
+// recoverOnce gives tasks of dead workers back to their place in line, while this process leads. Not where the workers are
+// watched: many tasks, or rows that somebody holds, take longer than watchGap, and the next worker to die would be
+// watched afresh.
+func (s *scheduler) recoverOnce(ctx context.Context, leading *leadership) {
+	if !leading.now() {
+		return
 	}
-	s.enqueue(turns)
-	return err
+	s.part(ctx, "recoveries", func(ctx context.Context) error {
+		n, turns, err := s.system.RecoverDeadWorkers(ctx)
+		s.metrics.recovered.Add(float64(n))
+		if n > 0 {
+			s.log.Warn().Int("tasks", n).Msg("took tasks back from dead workers")
+		}
+		s.enqueue(turns)
+		return err
+	})
 }
