@@ -145,8 +145,8 @@ func TestWebhooksOnTheCommandLine(t *testing.T) {
 	if list := deliveries("webhooks", "replay", d.ws, d.webhook, event); len(list) != 1 || list[0].Status != "waiting" || list[0].Attempts != 0 {
 		t.Errorf("%+v", list)
 	}
-	d.env.Admin(t).MustExec(`UPDATE webhook_deliveries SET status = 'dead'`)
-	if out := d.run("webhooks", "replay-all", d.ws, d.webhook, "--since", "1h"); !strings.HasPrefix(out, "1 deliveries") {
+	d.env.Admin(t).MustExec(`UPDATE webhook_deliveries SET status = 'dead', created_at = now() - interval '33 hours', last_at = now() - interval '20 hours'`)
+	if out := d.run("webhooks", "replay-all", d.ws, d.webhook, "--since", "24h"); !strings.HasPrefix(out, "1 deliveries") {
 		t.Errorf("%s", out)
 	}
 	if out := d.run("webhooks", "disable", d.ws, d.webhook); !strings.Contains(out, "no: operator") {

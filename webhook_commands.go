@@ -234,7 +234,7 @@ func webhooksReplayAll(ctx context.Context, c *cli, args []string) error {
 	var since time.Duration
 	var status string
 	d, id, err := c.openWebhook(ctx, "replay-all WS WEBHOOK", args, func(set *flag.FlagSet) {
-		set.DurationVar(&since, "since", 0, "the events of this time until now, such as 24h; needed")
+		set.DurationVar(&since, "since", 0, "what was given up (or arrived, with --status succeeded) within this time until now, such as 24h; needed")
 		set.StringVar(&status, "status", store.DeliveryDead, "only these: dead, succeeded")
 	}, func(*desk) error {
 		if since <= 0 || since > store.DeliveryLife {
@@ -266,7 +266,7 @@ func webhooksReplayAll(ctx context.Context, c *cli, args []string) error {
 	}
 	fmt.Fprintf(d.stdout, "%d deliveries will be sent again\n", replayed)
 	if replayed == store.MaxReplays {
-		fmt.Fprintln(d.stdout, "there may be more: once these have been sent, call again")
+		fmt.Fprintln(d.stdout, "there may be more: call again")
 	}
 	return nil
 }

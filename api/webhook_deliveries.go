@@ -25,7 +25,7 @@ type deliveryJSON struct {
 }
 
 type tryJSON struct {
-	At         time.Time `json:"at"`
+	At         time.Time `json:"at" description:"When it ended, or when the delivery was given up unsent."`
 	HTTPStatus *int      `json:"http_status" description:"null when no answer came."`
 	Error      *string   `json:"error" description:"unreachable, timeout, tls, redirect, status, broken (no whole answer in HTTP) or disabled; null when it arrived."`
 	DurationMS *int64    `json:"duration_ms"`
@@ -102,7 +102,7 @@ func (s *Server) replayDelivery(q *request) (answer, error) {
 	}
 	event, ok := store.ParseID(store.EventPrefix, q.gin.Param("delivery_id"))
 	if !ok {
-		return answer{}, refuse(probNotFound, "no such webhook")
+		return answer{}, refuse(probNotFound, "no such delivery")
 	}
 	return s.work(q, true, func(w *store.Work) (answer, error) {
 		d, err := w.ReplayDelivery(q.ctx, id, event)
@@ -115,14 +115,14 @@ func (s *Server) replayDelivery(q *request) (answer, error) {
 }
 
 type replayDeliveriesBody struct {
-	Since  *time.Time `json:"since" required:"true" description:"Of events from this time on; deliveries are kept for 30 days."`
+	Since  *time.Time `json:"since" required:"true" description:"Those that were given up, or arrived, from this time on; deliveries are kept for 30 days after their event."`
 	Until  *time.Time `json:"until" description:"Before this time; to the last, when absent."`
 	Status string     `json:"status" enum:"dead,succeeded" default:"dead" description:"Those that were given up, or those that arrived once already."`
 }
 
 type replayedJSON struct {
 	Count int  `json:"count"`
-	More  bool `json:"more" description:"There may be more: a call takes 10,000, the oldest first."`
+	More  bool `json:"more" description:"There may be more: a call takes 10,000, the oldest events first. Call again."`
 }
 
 func (s *Server) replayDeliveries(q *request) (answer, error) {

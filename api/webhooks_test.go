@@ -168,12 +168,16 @@ func TestWebhooks(t *testing.T) {
 		if again.str("id") != event || again.str("status") != "waiting" || again.num("attempts") != 0 {
 			t.Errorf("%s", again.body)
 		}
-		owner.post(path+"/deliveries/evt_00000000000070008000000000000001/replay", nil).problem(probNotFound)
-		owner.post(path+"/deliveries/x/replay", nil).problem(probNotFound)
+		for _, unknown := range []string{"evt_00000000000070008000000000000001", "x"} {
+			if r := owner.post(path+"/deliveries/"+unknown+"/replay", nil).problem(probNotFound); r.str("detail") != "no such delivery" {
+				t.Errorf("%s", r.body)
+			}
+		}
 		owner.post(path+"/deliveries/replay", map[string]any{}).problem(probInvalid)
 		if r := owner.post(path+"/deliveries/replay", map[string]any{"since": time.Now().Add(time.Hour)}).want(202); r.num("count") != 0 {
 			t.Errorf("%s", r.body)
 		}
+		w.exec(`UPDATE webhook_deliveries SET created_at = now() - interval '33 hours' WHERE status = 'dead'`) // they died just now
 		if r := owner.post(path+"/deliveries/replay", map[string]any{"since": time.Now().Add(-time.Hour)}).want(202); r.num("count") != 3 || r.at("more") != false {
 			t.Errorf("%s", r.body)
 		}

@@ -38,7 +38,7 @@ type Delivery struct {
 	LastAt      *time.Time    `db:"last_at"`     // the last attempt's: its end,
 	LastStatus  *int          `db:"last_status"` // the HTTP status that came, nil for none,
 	LastError   *string       `db:"last_error"`  // what was wrong, nil when it succeeded,
-	LastMS      *int64        `db:"last_ms"`     // and how long it took
+	LastMS      *int64        `db:"last_ms"`     // and how long it took; one that was given up unsent has no status and took no time
 }
 
 const deliveryColumns = `id, type, task_id, status, attempts, next_at, created_at, delivered_at, last_at, last_status, last_error, last_ms`
@@ -115,15 +115,20 @@ func (w *Work) ReplayDelivery(ctx context.Context, endpoint, id uuid.UUID) (Deli
 // MaxReplays is how many deliveries one ReplayDeliveries takes.
 const MaxReplays = 10_000
 
-// ReplayDeliveries replays the endpoint's deliveries of events since a time (and before until, when not nil) that stand in
-// this status, dead or succeeded, oldest first. It returns how many; with MaxReplays of them there may be more.
+// settled is when a delivery that waits no more died or arrived. Those that were given up unsent by an older version have no
+// last_at.
+const settled = `coalesce(last_at, created_at)`
+
+// ReplayDeliveries replays the endpoint's deliveries that died, or (by status) arrived, since a time and before until, when that
+// is not nil; oldest event first. The time of the event would not do: a delivery dies a day and more after it. It returns how
+// many; with MaxReplays of them there may be more.
 func (w *Work) ReplayDeliveries(ctx context.Context, endpoint uuid.UUID, status string, since time.Time, until *time.Time) (int, error) {
 	if err := w.sendsTo(ctx, endpoint); err != nil {
 		return 0, err
 	}
 	done, err := w.tx.ExecContext(ctx, `UPDATE webhook_deliveries SET `+anew+` WHERE workspace_id = $1 AND endpoint_id = $2 AND id IN (
-			SELECT id FROM webhook_deliveries WHERE workspace_id = $1 AND endpoint_id = $2 AND status = $3 AND created_at >= $4
-				AND ($5::timestamptz IS NULL OR created_at < $5) ORDER BY id LIMIT $6)`, w.Workspace, endpoint, status, since, until, MaxReplays)
+			SELECT id FROM webhook_deliveries WHERE workspace_id = $1 AND endpoint_id = $2 AND status = $3 AND `+settled+` >= $4
+				AND ($5::timestamptz IS NULL OR `+settled+` < $5) ORDER BY id LIMIT $6)`, w.Workspace, endpoint, status, since, until, MaxReplays)
 	if err != nil {
 		return 0, fmt.Errorf("replay deliveries: %w", err)
 	}
@@ -145,7 +150,7 @@ func (s *System) SweepWebhooks(ctx context.Context) error {
 		what, sql string
 		args      []any
 	}{
-		{"deliveries to disabled webhooks", swept(`NOT e.enabled`) + ` UPDATE webhook_deliveries SET status = 'dead', last_error = $2
+		{"deliveries to disabled webhooks", swept(`NOT e.enabled`) + ` UPDATE webhook_deliveries SET status = 'dead', last_at = now(), last_status = NULL, last_error = $2, last_ms = NULL
 			WHERE (workspace_id, endpoint_id, id) IN (` + waiting + `)`, []any{DeliveryDisabled}},
 		{"deliveries to deleted webhooks", swept(`e.id IS NULL`) + ` DELETE FROM webhook_deliveries
 			WHERE (workspace_id, endpoint_id, id) IN (` + waiting + `)`, nil},

@@ -153,6 +153,71 @@ func TestWebhookLanes(t *testing.T) {
 		}
 	})
 
+	// A delivery dies 27 to 33 hours after its event, or unsent.
+	t.Run("AReplayTakesWhatDiedSinceThen", func(t *testing.T) {
+		t.Parallel()
+		h := hooks{newLine(t)}
+		ws := storetest.NewWorkspace(t, h.env, "pro")
+		endpoint := h.endpoint(ws)
+		replay := func(status string, since time.Duration, until *time.Time) (n int) {
+			t.Helper()
+			h.must(ws, func(w *store.Work) (err error) {
+				n, err = w.ReplayDeliveries(ctx, endpoint, status, time.Now().Add(-since), until)
+				return err
+			})
+			return n
+		}
+		attempt := func(a store.Attempted) { // the last, of an event of 33 hours ago
+			t.Helper()
+			h.must(ws, func(w *store.Work) error { _, err := w.TestWebhook(ctx, endpoint); return err })
+			h.exec(`UPDATE webhook_deliveries SET created_at = now() - interval '33 hours', attempts = 7 WHERE status = 'waiting'`)
+			h.exec(`UPDATE webhook_endpoints SET lease = NULL, leased_until = NULL`)
+			lane := h.lane()
+			due, err := h.system.Due(ctx, lane, 10)
+			if err != nil || len(due) != 1 {
+				t.Fatal(due, err)
+			}
+			a.Delivery = due[0]
+			if ok, err := h.system.BookDelivery(ctx, lane, a); !ok || err != nil {
+				t.Fatal(ok, err)
+			}
+		}
+		attempt(store.Attempted{Status: 500, Error: store.DeliveryStatus})
+		hourAgo := time.Now().Add(-time.Hour)
+		if n := replay(store.DeliveryDead, 24*time.Hour, &hourAgo); n != 0 {
+			t.Errorf("%d replayed of what died until an hour ago, where nothing did", n)
+		}
+		if n := replay(store.DeliveryDead, time.Hour, nil); n != 1 {
+			t.Errorf("%d replayed of what died within the hour, where one did", n)
+		}
+		h.exec(`UPDATE webhook_deliveries SET status = 'dead', last_at = now() - interval '2 hours'`)
+		if n := replay(store.DeliveryDead, time.Hour, nil); n != 0 {
+			t.Errorf("%d replayed of what died within the hour, where nothing did", n)
+		}
+		if n := replay(store.DeliveryDead, 24*time.Hour, &hourAgo); n != 1 {
+			t.Errorf("%d replayed of what died until an hour ago, where one did", n)
+		}
+		h.exec(`DELETE FROM webhook_deliveries`)
+		attempt(store.Attempted{Status: 200})
+		if n := replay(store.DeliverySucceeded, time.Hour, nil); n != 1 {
+			t.Errorf("%d replayed of what arrived within the hour, where one did", n)
+		}
+		h.exec(`UPDATE webhook_deliveries SET created_at = now() - interval '33 hours', last_at = NULL, last_status = NULL`)
+		for _, enabled := range []bool{false, true} { // given up unsent
+			h.must(ws, func(w *store.Work) error {
+				_, err := w.ChangeWebhook(ctx, endpoint, store.WebhookPatch{Enabled: &enabled})
+				return err
+			})
+			h.sweep()
+		}
+		if d := h.delivery(ws, endpoint); d.Status != store.DeliveryDead || d.LastAt == nil || *d.LastError != store.DeliveryDisabled || d.LastStatus != nil {
+			t.Errorf("given up unsent: %+v", d)
+		}
+		if n := replay(store.DeliveryDead, time.Hour, nil); n != 1 {
+			t.Errorf("%d replayed of what was given up unsent within the hour, where one was", n)
+		}
+	})
+
 	t.Run("AnEndpointThatIsGoneOrFailsForDaysIsDisabled", func(t *testing.T) {
 		t.Parallel()
 		h := hooks{newLine(t)}
