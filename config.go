@@ -11,7 +11,6 @@ import (
 	"net/url"
 	"os"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -131,44 +130,19 @@ var processVariables = []variable{
 		c.Drain = time.Duration(n) * time.Second
 		return nil
 	}},
-	{"WORKER_STRICT_TIERS", "false", "true or false", false, "a lower tier runs only when the higher ones are empty", func(c *Config, v string) (err error) {
-		if c.StrictTiers, err = strconv.ParseBool(v); err != nil {
-			return errWrong
-		}
-		return nil
-	}},
-	{"WORKER_POLL_INTERVAL", "250ms", "a duration from 1ms to 1s", false, "how often an idle worker looks at its queues by itself; turns are announced", func(c *Config, v string) error {
-		d, err := time.ParseDuration(v)
-		if err != nil || d < time.Millisecond || d > time.Second {
-			return errWrong
-		}
-		c.CheckInterval = d
-		return nil
-	}},
-	{"DELETION_GRACE", "24h", "a duration from 1m to 720h", false, "how long a deleted workspace can be restored before it is erased", func(c *Config, v string) error {
-		d, err := time.ParseDuration(v)
-		if err != nil || d < time.Minute || d > 720*time.Hour {
-			return errWrong
-		}
-		c.DeletionGrace = d
-		return nil
-	}},
+	{"WORKER_STRICT_TIERS", "false", "true or false", false, "a lower tier runs only when the higher ones are empty", boolean(func(c *Config) *bool { return &c.StrictTiers })},
+	{"WORKER_POLL_INTERVAL", "250ms", "a duration from 1ms to 1s", false, "how often an idle worker looks at its queues by itself; turns are announced", duration(func(c *Config) *time.Duration { return &c.CheckInterval }, time.Millisecond, time.Second)},
+	{"DELETION_GRACE", "24h", "a duration from 1m to 720h", false, "how long a deleted workspace can be restored before it is erased", duration(func(c *Config) *time.Duration { return &c.DeletionGrace }, time.Minute, 720*time.Hour)},
 	{"SMTP_URL", "", "smtp://user:password@host:587 (STARTTLS) or smtps://user:password@host:465", true, "the mail server; without it no letters are sent and passwords cannot be reset", mailServer},
 	{"MAIL_FROM", "", "an email address, with a name or without", false, "the sender of letters", mailSender},
-	{"REQUIRE_VERIFIED_EMAIL", "", "true or false", false, "a Free workspace runs no task before an owner has proved their address; true when SMTP_URL is set", func(c *Config, v string) error {
-		required, err := strconv.ParseBool(v)
-		if err != nil {
-			return errWrong
-		}
-		c.VerifiedEmail = &required
-		return nil
-	}},
+	{"REQUIRE_VERIFIED_EMAIL", "", "true or false", false, "a Free workspace runs no task before an owner has proved their address; true when SMTP_URL is set", boolean(func(c *Config) *bool {
+		c.VerifiedEmail = new(bool)
+		return c.VerifiedEmail
+	})},
 	{"PLAN_MODELS", "", "PLAN=MODEL,MODEL… with PLAN=… of others behind a semicolon", false, "the models that tasks of a plan may run on, instead of the plan's own", planModels},
 	{"AUDIT_HEADS_DIR", "", "a directory that exists on the schedulers' machines", false, "where the heads of the audit chains are written each night", text(func(c *Config) *string { return &c.AuditHeadsDir })},
 	{"LOG_LEVEL", "info", "debug, info, warn or error", false, "what is logged", func(c *Config, v string) error {
-		switch v {
-		case "debug", "info", "warn", "error":
-		default:
+		if !slices.Contains([]string{"debug", "info", "warn", "error"}, v) { // zerolog knows more
 			return errWrong
 		}
 		level, err := zerolog.ParseLevel(v)
@@ -344,9 +318,8 @@ func text[T ~string](field func(*Config) *T) func(*Config, string) error {
 }
 
 func oneOf(field func(*Config) *string, allowed ...string) func(*Config, string) error {
-	sort.Strings(allowed)
 	return func(c *Config, v string) error {
-		if i := sort.SearchStrings(allowed, v); i == len(allowed) || allowed[i] != v {
+		if !slices.Contains(allowed, v) {
 			return errWrong
 		}
 		*field(c) = v
@@ -361,6 +334,28 @@ func number(field func(*Config) *int, lowest, highest int) func(*Config, string)
 			return errWrong
 		}
 		*field(c) = n
+		return nil
+	}
+}
+
+func boolean(field func(*Config) *bool) func(*Config, string) error {
+	return func(c *Config, v string) error {
+		b, err := strconv.ParseBool(v)
+		if err != nil {
+			return errWrong
+		}
+		*field(c) = b
+		return nil
+	}
+}
+
+func duration(field func(*Config) *time.Duration, lowest, highest time.Duration) func(*Config, string) error {
+	return func(c *Config, v string) error {
+		d, err := time.ParseDuration(v)
+		if err != nil || d < lowest || d > highest {
+			return errWrong
+		}
+		*field(c) = d
 		return nil
 	}
 }

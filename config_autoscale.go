@@ -72,17 +72,6 @@ func named(field func(*Config) *string) func(*Config, string) error {
 	}
 }
 
-func duration(field func(*Config) *time.Duration, lowest, highest time.Duration) func(*Config, string) error {
-	return func(c *Config, v string) error {
-		d, err := time.ParseDuration(v)
-		if err != nil || d < lowest || d > highest {
-			return errWrong
-		}
-		*field(c) = d
-		return nil
-	}
-}
-
 // autoscaleMistakes are settings that do not fit each other.
 func (c Config) autoscaleMistakes() (mistakes []string) {
 	a := c.Autoscale

@@ -22,12 +22,7 @@ var webhookVariables = []variable{
 		c.Webhooks.SecretKeys, err = secretKeysOf(v)
 		return err
 	}},
-	{"WEBHOOK_ALLOW_LOOPBACK", "false", "true or false", false, "customers' webhooks may be http on this machine; for development", func(c *Config, v string) (err error) {
-		if c.Webhooks.AllowLoopback, err = strconv.ParseBool(v); err != nil {
-			return errWrong
-		}
-		return nil
-	}},
+	{"WEBHOOK_ALLOW_LOOPBACK", "false", "true or false", false, "customers' webhooks may be http on this machine; for development", boolean(func(c *Config) *bool { return &c.Webhooks.AllowLoopback })},
 	{"WEBHOOK_DENIED_NETWORKS", "", "comma-separated addresses or networks", false, "public addresses that no webhook may be sent to: the service's own", func(c *Config, v string) (err error) {
 		c.Webhooks.Denied, err = networks(v)
 		return err
