@@ -60,7 +60,7 @@ func (c *cli) open(ctx context.Context, usage string, args []string, define func
 	if err != nil {
 		return nil, err
 	}
-	d.ledger = store.NewAPI(d.system.DB())
+	d.ledger = d.system.API()
 	return d, nil
 }
 

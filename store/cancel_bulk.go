@@ -23,8 +23,8 @@ import (
 // asked to stop it is queued (running or not) or scheduled, and one look at those that are finds it wherever it has gone.
 
 const (
-	cancelBatch = 1000   // how many tasks one transaction cancels at most
-	cancelAhead = 20_000 // how many tasks GoOnCanceling reads at once: it looks for them without a lock
+	cancelBatchSize = 1000   // how many tasks one transaction cancels at most
+	cancelAhead     = 20_000 // how many tasks GoOnCanceling reads at once: it looks for them without a lock
 )
 
 // maxCancels is how many cancels of a workspace may be under way, each by another filter.
@@ -50,9 +50,9 @@ type bulkCancel struct {
 	total int         // all of them
 }
 
-// canceled is the condition on tasks t LEFT JOIN leases l of workspace $1 by which one is still to be canceled; args are its
+// toCancel is the condition on tasks t LEFT JOIN leases l of workspace $1 by which one is still to be canceled; args are its
 // parameters. A status is that of the moment At: what was claimed or came due since was queued or scheduled then.
-const canceled = `t.workspace_id = $1 AND (t.status = 'queued' OR t.status = 'scheduled') AND t.cancel_requested_at IS NULL
+const toCancel = `t.workspace_id = $1 AND (t.status = 'queued' OR t.status = 'scheduled') AND t.cancel_requested_at IS NULL
 	AND CASE $2 WHEN '' THEN true WHEN 'running' THEN l.claimed_at <= $5::timestamptz
 		WHEN 'queued' THEN t.status = 'queued' AND (l.id IS NULL OR l.claimed_at > $5) AND coalesce(t.run_at <= $5, true)
 		ELSE t.status = 'scheduled' OR coalesce(t.run_at > $5, false) END
@@ -74,16 +74,16 @@ func (f CancelFilter) bulk(ws uuid.UUID, at time.Time) *bulkCancel {
 	return c
 }
 
-// look reads so many of those that are to be canceled first: what runs, then the head of the line, then what is scheduled. One
+// find reads so many of those that are to be canceled first: what runs, then the head of the line, then what is scheduled. One
 // statement, so that nothing is missed that moves meanwhile; indexes leases_pkey, tasks_line and tasks_scheduled.
-func (c *bulkCancel) look(ctx context.Context, db sqlx.QueryerContext, most int) error {
+func (c *bulkCancel) find(ctx context.Context, db sqlx.QueryerContext, most int) error {
 	c.tasks = nil
 	err := sqlx.SelectContext(ctx, db, &c.tasks, `
-		(SELECT t.id FROM leases l JOIN tasks t ON t.workspace_id = l.workspace_id AND t.id = l.task_id WHERE l.workspace_id = $1 AND `+canceled+`)
+		(SELECT t.id FROM leases l JOIN tasks t ON t.workspace_id = l.workspace_id AND t.id = l.task_id WHERE l.workspace_id = $1 AND `+toCancel+`)
 		UNION ALL
-		(SELECT t.id FROM `+taskTables+` WHERE t.status = 'queued' AND l.id IS NULL AND `+canceled+` ORDER BY t.priority DESC, t.id LIMIT $6)
+		(SELECT t.id FROM `+taskTables+` WHERE t.status = 'queued' AND l.id IS NULL AND `+toCancel+` ORDER BY t.priority DESC, t.id LIMIT $6)
 		UNION ALL
-		(SELECT t.id FROM `+taskTables+` WHERE t.status = 'scheduled' AND `+canceled+` LIMIT $6)
+		(SELECT t.id FROM `+taskTables+` WHERE t.status = 'scheduled' AND `+toCancel+` LIMIT $6)
 		LIMIT $6`, append(c.args(), most)...)
 	if err != nil {
 		return fmt.Errorf("choose tasks to cancel: %w", err)
@@ -91,17 +91,17 @@ func (c *bulkCancel) look(ctx context.Context, db sqlx.QueryerContext, most int)
 	return nil
 }
 
-// choose looks what the filter chooses now.
+// choose finds what the filter chooses now.
 func (w *Work) choose(ctx context.Context, f CancelFilter) (*bulkCancel, error) {
 	var at time.Time
 	if err := w.tx.GetContext(ctx, &at, `SELECT clock_timestamp()`); err != nil {
 		return nil, fmt.Errorf("read the database's clock: %w", err)
 	}
 	c := f.bulk(w.Workspace, at)
-	if err := c.look(ctx, w.tx, cancelBatch+1); err != nil {
+	if err := c.find(ctx, w.tx, cancelBatchSize+1); err != nil {
 		return nil, err
 	}
-	if c.total = len(c.tasks); c.total > cancelBatch {
+	if c.total = len(c.tasks); c.total > cancelBatchSize {
 		if err := c.count(ctx, w.tx); err != nil {
 			return nil, err
 		}
@@ -110,13 +110,13 @@ func (w *Work) choose(ctx context.Context, f CancelFilter) (*bulkCancel, error) 
 }
 
 func (c *bulkCancel) count(ctx context.Context, db sqlx.QueryerContext) error {
-	if err := sqlx.GetContext(ctx, db, &c.total, `SELECT count(*) FROM `+taskTables+` WHERE `+canceled, c.args()...); err != nil {
+	if err := sqlx.GetContext(ctx, db, &c.total, `SELECT count(*) FROM `+taskTables+` WHERE `+toCancel, c.args()...); err != nil {
 		return fmt.Errorf("count tasks to cancel: %w", err)
 	}
 	return nil
 }
 
-// CancelMatching cancels every task of the workspace that the filter chooses and returns how many: cancelBatch of them in this
+// CancelMatching cancels every task of the workspace that the filter chooses and returns how many: cancelBatchSize of them in this
 // transaction, the rest soon after it (GoOnCanceling). Conflict while too many other such cancels are under way.
 func (w *Work) CancelMatching(ctx context.Context, f CancelFilter) (int, error) {
 	chosen, err := w.choose(ctx, f) // before the lock: a filter may have to read a long line
@@ -136,7 +136,7 @@ func (w *Work) cancelChosen(ctx context.Context, l *load, c *bulkCancel) (waitin
 	if len(c.tasks) == 0 {
 		return 0, 0, nil
 	}
-	first := c.tasks[:min(len(c.tasks), cancelBatch)]
+	first := c.tasks[:min(len(c.tasks), cancelBatchSize)]
 	waiting, running, err = w.cancel(ctx, l, stillChosen, pq.Array(first), c.At)
 	if err != nil || len(c.tasks) == len(first) {
 		return waiting, running, err
@@ -193,15 +193,15 @@ func (s *System) GoOnCanceling(ctx context.Context, ws uuid.UUID) (g GoneOn, err
 			if _, err := tx.ExecContext(ctx, `SELECT set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true)`); err != nil {
 				return fmt.Errorf("set plan: %w", err)
 			}
-			return c.look(ctx, tx, cancelAhead)
+			return c.find(ctx, tx, cancelAhead)
 		})
 		if err == nil && len(c.tasks) == 0 { // unless it was renewed meanwhile
 			_, err = s.db.ExecContext(ctx, `DELETE FROM task_cancels WHERE workspace_id = $1 AND id = $2 AND requested_at = $3`, c.Workspace, c.ID, c.At)
 		}
-		for batch := range slices.Chunk(c.tasks, cancelBatch) {
+		for batch := range slices.Chunk(c.tasks, cancelBatchSize) {
 			var n int
 			var turns []Turn
-			n, turns, err = s.cancelBatch(ctx, c, batch)
+			n, turns, err = s.cancelSome(ctx, c, batch)
 			g.Canceled, g.Turns = g.Canceled+n, append(g.Turns, turns...)
 			g.More = g.More || err == nil
 			if err != nil {
@@ -219,8 +219,8 @@ func (s *System) GoOnCanceling(ctx context.Context, ws uuid.UUID) (g GoneOn, err
 	return g, errors.Join(failures...)
 }
 
-// cancelBatch cancels those of the tasks that are still to be canceled, in one transaction, and returns how many.
-func (s *System) cancelBatch(ctx context.Context, c *bulkCancel, tasks []uuid.UUID) (n int, turns []Turn, err error) {
+// cancelSome cancels those of the tasks that are still to be canceled, in one transaction, and returns how many.
+func (s *System) cancelSome(ctx context.Context, c *bulkCancel, tasks []uuid.UUID) (n int, turns []Turn, err error) {
 	err = inTx(ctx, s.db, func(tx *sqlx.Tx) error {
 		if err := impatient(ctx, tx); err != nil {
 			return err

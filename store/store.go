@@ -46,8 +46,8 @@ type System struct{ db *sqlx.DB }
 // NewSystem wraps a handle opened with the system's role.
 func NewSystem(db *sqlx.DB) *System { return &System{db: db} }
 
-// DB returns the underlying handle, for read-only catalog checks.
-func (s *System) DB() *sqlx.DB { return s.db }
+// API is what operators' commands change one workspace with: the API's own code, under the system's role.
+func (s *System) API() *API { return NewAPI(s.db) }
 
 // Open connects to a Postgres URL (postgres://…) with at most maxConns connections.
 //
