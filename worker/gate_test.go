@@ -62,6 +62,17 @@ func startLooking(t *testing.T, slots int, run worker.RunnerFunc) (*rig, *fetchC
 	return startWith(t, worker.Config{Slots: slots, CheckInterval: time.Hour, Runner: run}, count), count
 }
 
+// spend lets so many round trips to Redis go by. A server that polled it by Asynq's tick, 1 ms, would have come in between for
+// each few of them, however busy the machine is.
+func spend(t *testing.T, rdb *redis.Client, trips int) {
+	t.Helper()
+	for range trips {
+		if err := rdb.Ping(t.Context()).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestGate(t *testing.T) {
 	t.Parallel()
 
@@ -78,10 +89,17 @@ func TestGate(t *testing.T) {
 		ids := r.submit(ws, task("first"))
 		<-ran
 		r.await(ws, ids[0], store.StatusSucceeded)
+		rdb := r.env.Redis(t)
+		announcements := rdb.Subscribe(t.Context(), "muster:turns") // parallel tests' too: each of them wakes this worker
+		t.Cleanup(func() { announcements.Close() })
+		if _, err := announcements.Receive(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		heard := announcements.Channel(redis.WithChannelSize(100_000))
 		before := count.fetches.Load()
-		time.Sleep(500 * time.Millisecond) // long beside Asynq's tick of 1 ms; what is heard from parallel tests may wake it
-		if n := count.fetches.Load() - before; before == 0 || n > 250 {
-			t.Errorf("%d fetches before, %d while idle for half a second", before, n)
+		spend(t, rdb, 2000)
+		if n := count.fetches.Load() - before; before == 0 || n > 3*int64(len(heard)+2) {
+			t.Errorf("%d fetches before, %d while idle, with %d announcements", before, n, len(heard))
 		}
 		ids = r.submit(ws, task("second"))
 		select {
@@ -110,7 +128,7 @@ func TestGate(t *testing.T) {
 		for rdb.LLen(ctx, "asynq:{starter}:pending").Val() == 0 { // until its turn stands in line
 			time.Sleep(time.Millisecond)
 		}
-		time.Sleep(50 * time.Millisecond)
+		spend(t, rdb, 500)
 		if n := rdb.LLen(ctx, "asynq:{starter}:pending").Val(); n != 1 {
 			t.Errorf("%d turns pending: another worker could not take it", n)
 		}
