@@ -1,127 +1,309 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/hibiken/asynq"
 	"github.com/hibiken/asynqmon"
+	"github.com/redis/go-redis/v9"
+	"github.com/rs/zerolog"
 
+	"github.com/generic-corp/muster/jobs"
+	"github.com/generic-corp/muster/store"
 	"github.com/generic-corp/muster/store/storetest"
 )
 
-// TestAsynqmonsActionsDoNoHarm does what Asynqmon's page would offer were it not read-only, one after the other, to the turns of
-// real processes: nothing is lost, and no task runs twice. The log says how long each repair took.
+// monAction is a route of Asynqmon that changes something.
+type monAction struct {
+	method, path string // below /api
+	state        string // of the messages that it acts on; empty: it acts on a queue
+	verb         string
+	form         string // one, all or batch
+}
+
+// monActions are all of them.
+func monActions() []monAction {
+	const queue = "/queues/{qname}"
+	actions := []monAction{{method: "POST", path: queue + ":pause"}, {method: "POST", path: queue + ":resume"}, {method: "DELETE", path: queue}}
+	for _, of := range []struct{ state, verbs string }{{"pending", "delete archive"}, {"scheduled", "delete run archive"}, {"retry", "delete run archive"},
+		{"archived", "delete run"}, {"completed", "delete"}, {"aggregating", "delete run archive"}, {"active", "cancel"}} {
+		tasks := queue + "/" + of.state + "_tasks"
+		if of.state == "aggregating" {
+			tasks = queue + "/groups/{gname}/aggregating_tasks"
+		}
+		for _, verb := range strings.Fields(of.verbs) {
+			one, all := monAction{"POST", tasks + "/{task_id}:" + verb, of.state, verb, "one"}, monAction{"POST", tasks + ":" + verb + "_all", of.state, verb, "all"}
+			if verb == "delete" {
+				one.method, one.path, all.method = "DELETE", tasks+"/{task_id}", "DELETE"
+			}
+			actions = append(actions, one, all, monAction{"POST", tasks + ":batch_" + verb, of.state, verb, "batch"})
+		}
+	}
+	return actions
+}
+
+func TestAsynqmonHasTheActionsThatAreTried(t *testing.T) {
+	t.Parallel()
+	file, _ := runtime.FuncForPC(reflect.ValueOf(asynqmon.New).Pointer()).FileLine(reflect.ValueOf(asynqmon.New).Pointer())
+	source, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatalf("read the source of asynqmon.New, %s: %v", filepath.Base(file), err)
+	}
+	var has, tried []string
+	for _, m := range regexp.MustCompile(`HandleFunc\("([^"]+)".*\.Methods\("([^"]+)"\)`).FindAllSubmatch(source, -1) {
+		if string(m[2]) != http.MethodGet {
+			has = append(has, string(m[2])+" "+string(m[1]))
+		}
+	}
+	if calls, methods := bytes.Count(source, []byte(".HandleFunc(")), bytes.Count(source, []byte(".Methods(")); calls != methods {
+		t.Errorf("%d routes, %d with methods: this test reads the wrong words", calls, methods)
+	}
+	for _, a := range monActions() {
+		tried = append(tried, a.method+" "+a.path)
+	}
+	slices.Sort(has)
+	slices.Sort(tried)
+	if !slices.Equal(has, tried) {
+		t.Errorf("Asynqmon has\n%s\nand tried are\n%s", strings.Join(has, "\n"), strings.Join(tried, "\n"))
+	}
+}
+
+// monitored is a fleet with an Asynqmon that is not read-only.
+type monitored struct {
+	*stack
+	pages string
+	rdb   *redis.Client
+	api   *store.API
+	turns *jobs.Enqueuer
+}
+
+// send is the action on a queue and a message; it returns the status and the answer.
+func (m *monitored) send(base string, a monAction, queue, id string) (int, string) {
+	m.t.Helper()
+	path := strings.NewReplacer("{qname}", queue, "{gname}", "group", "{task_id}", id).Replace(a.path)
+	body := fmt.Sprintf(`{"task_ids": [%q]}`, id)
+	if a.form != "batch" {
+		body = ""
+	}
+	req, err := http.NewRequest(a.method, base+asynqmonPath+"/api"+path, strings.NewReader(body))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	res, err := m.client.Do(req)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(res.Body)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return res.StatusCode, string(answer)
+}
+
+// act is an action that must be done.
+func (m *monitored) act(a monAction, queue, id string) {
+	m.t.Helper()
+	code, answer := m.send(m.pages, a, queue, id)
+	var failed struct {
+		IDs []string `json:"error_ids"`
+	}
+	if a.form == "batch" {
+		if err := json.Unmarshal([]byte(answer), &failed); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	if code/100 != 2 || len(failed.IDs) > 0 {
+		m.t.Fatalf("%s %s: %d %s", a.method, a.path, code, answer)
+	}
+}
+
+func (m *monitored) queue(verb, queue string) {
+	m.t.Helper()
+	m.act(monAction{method: "POST", path: "/queues/{qname}:" + verb}, queue, "")
+}
+
+// goOn resumes the queue and waits until the worker has taken what stands in it, so that the next pause keeps nobody waiting.
+func (m *monitored) goOn(queue string) {
+	m.t.Helper()
+	m.queue("resume", queue)
+	m.await(20*time.Second, "the turns in line to be taken", func() bool {
+		m.rdb.Publish(m.t.Context(), "muster:turns", queue) // nobody announces a resume: the worker would look by its interval
+		return m.rdb.LLen(m.t.Context(), "asynq:{"+queue+"}:pending").Val() == 0
+	})
+}
+
+// line commits two tasks of a new workspace and waits for its turn to be pending.
+func (m *monitored) line(plan string) (ws uuid.UUID, turn string) {
+	m.t.Helper()
+	ws = storetest.NewWorkspace(m.t, m.env.Env, plan)
+	done, err := m.api.Do(m.t.Context(), store.Scope{Workspace: ws}, nil, func(w *store.Work) (store.Answer, error) {
+		task := store.NewTask{Agent: "yuki", Model: "openai", Prompt: "sleep=300ms tokens=1/1", TimeoutMS: 60_000, MaxAttempts: 3}
+		_, err := w.Submit(m.t.Context(), []store.NewTask{task, task})
+		return store.Answer{}, err
+	})
+	if err != nil || len(done.Turns) != 1 {
+		m.t.Fatal(done.Turns, err)
+	}
+	for _, t := range done.Turns {
+		m.turns.Enqueue(jobs.Turn(t))
+	}
+	turn = done.Turns[0].ID.String()
+	m.await(20*time.Second, "the turn", func() bool { return m.state(plan, turn) != "" })
+	return ws, turn
+}
+
+// state is the message's, empty when there is none.
+func (m *monitored) state(queue, id string) string {
+	return m.rdb.HGet(m.t.Context(), "asynq:{"+queue+"}:t:"+id, "state").Val()
+}
+
+// move takes a pending message to a state, as Asynq itself would.
+func (m *monitored) move(queue, id, state string) {
+	m.t.Helper()
+	if state == "pending" {
+		return
+	}
+	prefix := "asynq:{" + queue + "}:"
+	later := redis.Z{Score: float64(time.Now().Add(time.Hour).Unix()), Member: id}
+	_, err := m.rdb.TxPipelined(m.t.Context(), func(p redis.Pipeliner) error {
+		p.LRem(m.t.Context(), prefix+"pending", 1, id)
+		p.HSet(m.t.Context(), prefix+"t:"+id, "state", state)
+		if state == "aggregating" {
+			p.HSet(m.t.Context(), prefix+"t:"+id, "group", "group")
+			p.SAdd(m.t.Context(), prefix+"groups", "group")
+			p.ZAdd(m.t.Context(), prefix+"g:group", later)
+			return nil
+		}
+		p.ZAdd(m.t.Context(), prefix+state, later)
+		return nil
+	})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// TestAsynqmonsActionsDoNoHarm does each action that Asynqmon's page would offer were it not read-only to the current turn of a
+// workspace of its own, in each state that the action applies to, while a fleet works: nothing is lost, and no task runs twice.
+// The log says how long after the action the workspace's first task started.
 func TestAsynqmonsActionsDoNoHarm(t *testing.T) {
 	t.Parallel()
 	s := newStack(t)
+	s.vars["WORKER_CONCURRENCY"] = "60"
 	s.start("scheduler", "scheduler")
-	s.start("api", "api")
-	redis, err := asynq.ParseRedisURI(s.env.RedisURL)
+	s.start("worker", "worker")
+	conn, err := asynq.ParseRedisURI(s.env.RedisURL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	pages := httptest.NewServer(asynqmon.New(asynqmon.Options{RootPath: asynqmonPath, RedisConnOpt: redis}))
-	t.Cleanup(pages.Close)
-	inspector, client := asynq.NewInspector(redis), asynq.NewClient(redis)
-	t.Cleanup(func() { inspector.Close(); client.Close() })
-	send := func(base, method, path string) int {
-		t.Helper()
-		req, err := http.NewRequest(method, base+asynqmonPath+"/api/queues/pro"+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		res, err := s.client.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		res.Body.Close()
-		return res.StatusCode
-	}
-	act := func(method, path string) {
-		t.Helper()
-		if code := send(pages.URL, method, path); code/100 != 2 {
-			t.Fatalf("%s %s: %d", method, path, code)
-		}
-	}
-	pending := func() (id string) {
-		if list, err := inspector.ListPendingTasks("pro"); err == nil && len(list) > 0 {
-			id = list[0].ID
-		}
-		return id
-	}
-	x := s.tenant("asynqmon", "pro", 10)
-	for range 6 {
-		if _, err := s.request("POST", "/v1/tasks", x.token, "", map[string]any{"prompt": "sleep=300ms tokens=1/1"}, nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s.await(20*time.Second, "the turn", func() bool { return pending() != "" })
+	writable := asynqmon.New(asynqmon.Options{RootPath: asynqmonPath, RedisConnOpt: conn})
+	pages := httptest.NewServer(writable)
+	rdb := s.env.Redis(t)
+	m := &monitored{stack: s, pages: pages.URL, rdb: rdb, api: store.NewAPI(s.env.API(t)), turns: jobs.NewEnqueuer(rdb, zerolog.Nop())}
+	t.Cleanup(func() { m.turns.Close(); pages.Close(); writable.Close() })
 
-	// Served by Muster's own page: refused.
-	for _, c := range [][2]string{{"DELETE", "/pending_tasks/" + pending()}, {"POST", ":pause"}, {"DELETE", ""}} {
-		if code := send("http://"+s.procs["scheduler"].ops, c[0], c[1]); code != http.StatusMethodNotAllowed {
-			t.Errorf("%s %s on Muster's own page is answered %d", c[0], c[1], code)
+	began := time.Now()
+	type subject struct {
+		action string
+		ws     uuid.UUID
+		at     time.Time
+	}
+	var subjects []subject
+	acted := func(ws uuid.UUID, action string) { subjects = append(subjects, subject{action, ws, s.moment()}) }
+	lost := 0 // turns that no message stands for any more
+	for _, a := range monActions() {
+		if code, _ := m.send("http://"+s.procs["scheduler"].ops, a, "pro", uuid.NewString()); code != http.StatusMethodNotAllowed {
+			t.Errorf("%s %s on Muster's own page is answered %d", a.method, a.path, code)
+		}
+		if a.state == "" {
+			continue
+		}
+		m.queue("pause", "pro") // so that the turn stays where it is put
+		ws, turn := m.line("pro")
+		if n := s.count(`SELECT count(*) FROM workspace_load WHERE workspace_id = $1 AND turn = $2`, ws, turn); n != 1 {
+			t.Fatalf("%s is not the turn of workspace %s", turn, ws)
+		}
+		if a.state == "active" {
+			m.goOn("pro")
+			m.await(20*time.Second, "the turn to be active", func() bool { return m.state("pro", turn) == "active" })
+		} else {
+			m.move("pro", turn, a.state)
+		}
+		m.act(a, "pro", turn)
+		acted(ws, fmt.Sprintf("%s, %s %s", a.state, a.verb, a.form))
+		if got, want := m.state("pro", turn), map[string]string{"archive": "archived", "run": "pending"}[a.verb]; got != want && a.verb != "cancel" {
+			t.Errorf("%s %s: the message is %q, not %q", a.method, a.path, got, want)
+		}
+		if a.verb == "delete" || a.verb == "archive" {
+			lost++
+		}
+		if a.state != "active" {
+			m.goOn("pro")
 		}
 	}
 
-	// Without a worker, so that turns stay where they are put.
-	repaired := func(what string, actions func(turn string)) {
-		t.Helper()
-		old, began := pending(), time.Now()
-		actions(old)
-		s.await(30*time.Second, "a new turn after "+what, func() bool { id := pending(); return id != "" && id != old })
-		t.Logf("%s: a new turn stands in line after %.1f s", what, time.Since(began).Seconds())
-	}
-	repaired("delete a pending turn", func(turn string) { act("DELETE", "/pending_tasks/"+turn) })
-	repaired("delete all pending turns", func(string) { act("DELETE", "/pending_tasks:delete_all") })
-	repaired("archive a pending turn", func(turn string) { act("POST", "/pending_tasks/"+turn+":archive") })
-	archived, err := inspector.ListArchivedTasks("pro")
-	if err != nil || len(archived) != 1 {
-		t.Fatalf("%d archived turns, %v", len(archived), err)
-	}
-	act("POST", "/archived_tasks/"+archived[0].ID+":run") // the old turn stands in line too; it is stale
-	repaired("archive all pending turns", func(string) { act("POST", "/pending_tasks:archive_all") })
-	act("DELETE", "/archived_tasks:delete_all")
-	repaired("delete the queue", func(string) {
-		act("DELETE", "/pending_tasks:delete_all")
-		act("DELETE", "")
+	// A paused queue holds its turns, while others are served. A queue that holds a turn is not deleted, an empty one is.
+	m.queue("pause", "starter")
+	ws, turn := m.line("starter")
+	other, _ := m.line("free")
+	s.await(30*time.Second, "the other tier", func() bool {
+		return s.count(`SELECT count(*) FROM tasks WHERE workspace_id = $1 AND status = 'succeeded'`, other) == 2
 	})
-	// The current turn a second and third time, as Asynq's own retry would hold it: run one, archive and delete the other.
-	list, err := inspector.ListPendingTasks("pro")
-	if err != nil || len(list) != 1 {
-		t.Fatalf("%d pending turns, %v", len(list), err)
-	}
-	for i := range 3 {
-		copied := asynq.NewTask(list[0].Type, list[0].Payload)
-		if _, err := client.Enqueue(copied, asynq.TaskID(fmt.Sprint("copy-", i)), asynq.Queue("pro"), asynq.ProcessIn(time.Hour)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	act("POST", "/scheduled_tasks/copy-0:run")
-	act("POST", "/scheduled_tasks/copy-1:archive")
-	act("DELETE", "/scheduled_tasks/copy-2")
-	act("POST", "/archived_tasks:run_all")
-
-	// A paused queue holds its turns until it is resumed.
-	act("POST", ":pause")
-	s.start("worker", "worker")
-	s.await(30*time.Second, "the worker", func() bool { return s.count(`SELECT count(*) FROM workers WHERE dead_at IS NULL`) == 1 })
-	time.Sleep(2 * time.Second) // nothing tells that a worker does nothing
-	if n := s.count(`SELECT count(*) FROM leases`) + s.count(`SELECT count(*) FROM attempts`); n != 0 {
+	if n := s.count(`SELECT (SELECT count(*) FROM leases WHERE workspace_id = $1) + (SELECT count(*) FROM attempts WHERE workspace_id = $1)`, ws); n != 0 {
 		t.Errorf("%d tasks were started from a paused queue", n)
 	}
-	act("POST", ":resume")
-	began := time.Now()
-	s.await(60*time.Second, "an active turn", func() bool { l, err := inspector.ListActiveTasks("pro"); return err == nil && len(l) > 0 })
-	t.Logf("after resume tasks run in %.1f s", time.Since(began).Seconds())
-	act("POST", "/active_tasks:cancel_all")
-	s.await(60*time.Second, "all tasks", func() bool { return s.count(`SELECT count(*) FROM tasks WHERE status = 'succeeded'`) == 6 })
-	if n := s.count(`SELECT count(*) FROM attempts`); n != 6 {
-		t.Errorf("%d attempts at 6 tasks", n)
+	m.queue("resume", "starter")
+	acted(ws, "queue, pause and resume")
+	s.await(60*time.Second, "the resumed queue to be empty", func() bool {
+		return s.count(`SELECT count(*) FROM tasks WHERE workspace_id = $1 AND finished_at IS NULL`, ws) == 0 &&
+			rdb.LLen(t.Context(), "asynq:{starter}:active").Val() == 0
+	})
+	m.queue("pause", "starter")
+	ws, turn = m.line("starter")
+	remove := monAction{method: "DELETE", path: "/queues/{qname}"}
+	if code, answer := m.send(m.pages, remove, "starter", ""); code != http.StatusBadRequest {
+		t.Errorf("a queue that holds a turn is deleted: %d %s", code, answer)
 	}
+	m.act(monAction{method: "DELETE", path: "/queues/{qname}/pending_tasks/{task_id}"}, "starter", turn)
+	lost++
+	m.queue("resume", "starter")
+	m.act(remove, "starter", "")
+	acted(ws, "queue, delete")
+
+	s.await(60*time.Second, "all tasks", func() bool { return s.count(`SELECT count(*) FROM tasks WHERE finished_at IS NULL`) == 0 })
+	for _, v := range subjects {
+		var attempts, succeeded int
+		var after float64
+		if err := s.env.Admin(t).QueryRow(`SELECT (SELECT count(*) FROM tasks WHERE workspace_id = $1 AND status = 'succeeded'), count(*),
+			coalesce(extract(epoch FROM min(started_at) - $2), 0)::float8 FROM attempts WHERE workspace_id = $1`, v.ws, v.at).Scan(&succeeded, &attempts, &after); err != nil {
+			t.Fatal(err)
+		}
+		if succeeded != 2 || attempts != 2 {
+			t.Errorf("%s: %d of 2 tasks succeeded, in %d attempts", v.action, succeeded, attempts)
+		}
+		t.Logf("%-28s the first task starts after %5.2f s", v.action, after)
+	}
+	if n := s.metric("scheduler", "muster_repaired_turns_total"); n < float64(lost) {
+		t.Errorf("%v turns were issued anew, of %d that were lost", n, lost)
+	}
+	if len(subjects) != len(monActions())-1 { // pause and resume have one
+		t.Errorf("%d actions have a verdict", len(subjects))
+	}
+	t.Logf("all within %.0f s", time.Since(began).Seconds())
 	storetest.CheckLedger(t, s.env.Env)
 }
