@@ -133,7 +133,7 @@ func (s *stack) check(c *crowd, reachCap bool) {
 	stats := s.models.Stats()
 	for _, tn := range c.tenants {
 		seen := stats.Labels[tn.name]
-		if seen.MaxConcurrent > tn.cap || (reachCap && seen.MaxConcurrent != tn.cap) {
+		if seen.MaxConcurrent < 1 || seen.MaxConcurrent > tn.cap || (reachCap && seen.MaxConcurrent != tn.cap) {
 			s.t.Errorf("%s: at most %d calls at once, its cap is %d", tn.name, seen.MaxConcurrent, tn.cap)
 		}
 	}

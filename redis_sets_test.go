@@ -11,7 +11,8 @@ import (
 )
 
 // overRedis runs a fleet on a set of Redis servers: tasks come over HTTP for some seconds, and meanwhile fault happens.
-// Then every task must have succeeded at its first attempt, once; the log says for how long a workspace started nothing.
+// Then every task must have succeeded at its first attempt, once, metered once and under its workspace's cap; the log says for how
+// long a workspace started nothing.
 func overRedis(t *testing.T, make func(ctx context.Context, dir string) (*privateservers.RedisSet, error), fault func(t *testing.T, set *privateservers.RedisSet)) {
 	t.Helper()
 	set, err := make(t.Context(), t.TempDir())
@@ -25,13 +26,13 @@ func overRedis(t *testing.T, make func(ctx context.Context, dir string) (*privat
 	s.start("api", "api")
 	s.start("worker-1", "worker")
 	s.start("worker-2", "worker")
-	tenants := []*tenant{s.tenant("sen", "pro", 10), s.tenant("tin", "starter", 3), s.tenant("nel", "free", 1)}
+	c := &crowd{tenants: []*tenant{s.tenant("sen", "pro", 10), s.tenant("tin", "starter", 3), s.tenant("nel", "free", 1)}, tasks: map[string][]string{}}
 
 	const each, seconds = 60, 12
+	c.total = each * len(c.tenants)
 	var sending sync.WaitGroup
 	var mu sync.Mutex
-	acknowledged := 0
-	for _, w := range tenants {
+	for _, w := range c.tenants {
 		sending.Go(func() {
 			for i := range each {
 				var task struct{ ID string }
@@ -40,7 +41,7 @@ func overRedis(t *testing.T, make func(ctx context.Context, dir string) (*privat
 				if err != nil {
 					t.Errorf("a submit was refused: %v", err)
 				} else {
-					acknowledged++
+					c.tasks[w.name] = append(c.tasks[w.name], task.ID)
 				}
 				mu.Unlock()
 				time.Sleep(seconds * time.Second / each)
@@ -55,14 +56,12 @@ func overRedis(t *testing.T, make func(ctx context.Context, dir string) (*privat
 	fault(t, set)
 	sending.Wait()
 	s.await(90*time.Second, "all tasks to end", func() bool { return s.count(`SELECT count(*) FROM tasks WHERE finished_at IS NULL`) == 0 })
-	if acknowledged != each*len(tenants) {
-		t.Errorf("%d of %d tasks were acknowledged", acknowledged, each*len(tenants))
+	s.check(c, false)
+	if n := s.count(`SELECT count(*) FROM tasks WHERE status = 'succeeded' AND attempt = 1`); n != c.total {
+		t.Errorf("%d of %d tasks succeeded at their first attempt", n, c.total)
 	}
-	if n := s.count(`SELECT count(*) FROM tasks WHERE status = 'succeeded' AND attempt = 1`); n != acknowledged {
-		t.Errorf("%d of %d tasks succeeded at their first attempt", n, acknowledged)
-	}
-	if n := s.count(`SELECT count(*) FROM attempts`); n != acknowledged {
-		t.Errorf("%d attempts of %d tasks: something ran twice", n, acknowledged)
+	if n := s.count(`SELECT count(*) FROM attempts`); n != c.total {
+		t.Errorf("%d attempts of %d tasks: something ran twice", n, c.total)
 	}
 	var still float64 // the longest time in which nothing of some workspace started, from the fault on
 	err = s.env.Admin(t).Get(&still, `SELECT coalesce(max(extract(epoch FROM next - started_at)), 0)::float8 FROM (
@@ -72,7 +71,7 @@ func overRedis(t *testing.T, make func(ctx context.Context, dir string) (*privat
 		t.Fatal(err)
 	}
 	recovery := time.Duration(still * float64(time.Second))
-	t.Logf("%d tasks acknowledged, each run once; a workspace started nothing for %s", acknowledged, recovery.Round(10*time.Millisecond))
+	t.Logf("%d tasks acknowledged, each run and metered once, under their caps; a workspace started nothing for %s", c.total, recovery.Round(10*time.Millisecond))
 	if recovery > 45*time.Second {
 		t.Errorf("a workspace started nothing for %s", recovery)
 	}
