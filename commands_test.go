@@ -119,7 +119,7 @@ func TestSchedulesOnTheCommandLine(t *testing.T) {
 	d.refused(exitUsage, "--limit is 0; want 1 to 1000", "schedules", "list", d.ws, "--limit", "0")
 	d.refused(exitUsage, "is no workspace", "schedules", "list", "mine")
 	d.refused(exitUsage, "want one of delete, list, pause, resume, show", "schedules")
-	if got, want := d.noted(), "schedules.read schedule.update schedule.update schedule.read schedule.delete schedule.read"; got != want {
+	if got, want := d.noted(), "schedules.read schedule.update schedule.update schedule.read schedule.read schedule.delete schedule.read"; got != want {
 		t.Errorf("the audit log has %s; want %s", got, want)
 	}
 }

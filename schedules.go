@@ -199,6 +199,11 @@ func schedulesDelete(ctx context.Context, c *cli, args []string) error {
 		return err
 	}
 	defer d.done()
+	if !yes { // a look; a deletion is noted with what it does
+		if err := d.note(ctx, "schedule.read", d.args[0]); err != nil {
+			return err
+		}
+	}
 	if err := d.printSchedule(ctx, id); err != nil || !yes {
 		return err
 	}

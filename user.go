@@ -50,6 +50,9 @@ func userList(ctx context.Context, c *cli, args []string) error {
 		return err
 	}
 	defer d.done()
+	if err := d.system.Note(ctx, store.SystemChain, operator(), "users.read", "", map[string]any{"limit": limit}); err != nil {
+		return err
+	}
 	users, err := d.system.Users(ctx, limit)
 	if err != nil {
 		return err
@@ -75,7 +78,7 @@ func userShow(ctx context.Context, c *cli, args []string) error {
 		return err
 	}
 	defer d.done()
-	account, err := d.system.Account(ctx, strings.ToLower(d.args[0]))
+	account, err := d.system.Account(ctx, strings.ToLower(d.args[0]), operator())
 	if err != nil {
 		return err
 	}

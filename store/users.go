@@ -38,19 +38,28 @@ func (s *System) Users(ctx context.Context, limit int) ([]User, error) {
 	return list, nil
 }
 
-// Account reads the account of an address in lower case; NotFound when there is none.
-func (s *System) Account(ctx context.Context, email string) (Account, error) {
+// Account reads the account of an address in lower case. Each of its workspaces notes the look; the system's chain, when it has
+// none. NotFound when nobody has the address.
+func (s *System) Account(ctx context.Context, email string, by Operator) (Account, error) {
 	var a Account
-	err := s.db.GetContext(ctx, &a.User, `SELECT `+userColumns+` FROM users u WHERE u.email = $1 AND u.erased_at IS NULL`, email)
-	if err != nil {
-		return a, noRows(fmt.Errorf("read user: %w", err), "user")
-	}
-	err = s.db.SelectContext(ctx, &a.Memberships, `SELECT m.workspace_id, w.name, w.status, m.role, m.created_at FROM members m
-		JOIN workspaces w ON w.id = m.workspace_id WHERE m.user_id = $1 ORDER BY m.created_at, m.workspace_id`, a.ID)
-	if err != nil {
-		return a, fmt.Errorf("read the user's workspaces: %w", err)
-	}
-	return a, nil
+	err := s.inAudited(ctx, func(tx *sqlx.Tx, n *notes) error {
+		a = Account{}
+		err := tx.GetContext(ctx, &a.User, `SELECT `+userColumns+` FROM users u WHERE u.email = $1 AND u.erased_at IS NULL`, email)
+		if err != nil {
+			return noRows(fmt.Errorf("read user: %w", err), "user")
+		}
+		err = tx.SelectContext(ctx, &a.Memberships, `SELECT m.workspace_id, w.name, w.status, m.role, m.created_at FROM members m
+			JOIN workspaces w ON w.id = m.workspace_id WHERE m.user_id = $1 ORDER BY m.created_at, m.workspace_id`, a.ID)
+		if err != nil {
+			return fmt.Errorf("read the user's workspaces: %w", err)
+		}
+		look := AuditEntry{ActorType: ActorOperator, ActorID: by.Name, Action: "user.read", Target: FormatID(UserPrefix, a.ID)}
+		if len(a.Memberships) == 0 {
+			return n.add(SystemChain, look)
+		}
+		return noteForUser(ctx, tx, n, a.ID, look)
+	})
+	return a, err
 }
 
 // AllowReset keeps the SHA-256 of a token that an operator hands to the user of this address, with which they set a new
