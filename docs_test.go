@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/generic-corp/muster/store"
 )
 
 // The documents are held against the code: what they name must exist, and what operators need must be named.
@@ -21,6 +23,16 @@ func readDoc(t *testing.T, name string) string {
 		t.Fatal(err)
 	}
 	return string(raw)
+}
+
+// documents are all of docs/.
+func documents(t *testing.T) []string {
+	t.Helper()
+	found, err := filepath.Glob("docs/*.md")
+	if err != nil || len(found) < 7 {
+		t.Fatal(found, err)
+	}
+	return found
 }
 
 func TestOperationsNamesEverySettingAndCommand(t *testing.T) {
@@ -97,6 +109,92 @@ func TestOperationsNamesEveryMetric(t *testing.T) {
 	}
 }
 
+func TestOperationsNamesEverySweep(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sweep := regexp.MustCompile(`s\.(?:part|every)\(ctx, (?:[^"(]*, )?"([a-z_]+)"`)
+	var found, told []string
+	for _, file := range files {
+		if !strings.HasSuffix(file, "_test.go") {
+			for _, m := range sweep.FindAllStringSubmatch(readDoc(t, file), -1) {
+				found = append(found, m[1])
+			}
+		}
+	}
+	row := regexp.MustCompile("(?m)^\\| `muster_sweep_failures_total\\{sweep\\}` \\| rounds of (.*?) that failed").FindStringSubmatch(readDoc(t, "docs/operations.md"))
+	if row == nil || len(found) < 15 {
+		t.Fatalf("the row is %q, the sweeps %q", row, found)
+	}
+	for _, m := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(row[1], -1) {
+		told = append(told, m[1])
+	}
+	slices.Sort(found)
+	slices.Sort(told)
+	if !slices.Equal(found, told) {
+		t.Errorf("there are the sweeps\n%q\nand told are\n%q", found, told)
+	}
+}
+
+// What becomes of each table, and whether its owner gets it, is what store/holdings.go does.
+func TestOperationsTellsWhatBecomesOfEachTable(t *testing.T) {
+	t.Parallel()
+	_, section, _ := strings.Cut(readDoc(t, "docs/operations.md"), "| table | when its workspace has left | in the export |\n")
+	section, _, _ = strings.Cut(section, "\n\n")
+	type row struct{ fate, export string }
+	told := map[string]row{}
+	for line := range strings.Lines(section) {
+		cells := strings.Split(line, " | ")
+		for _, m := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(cells[0], -1) {
+			told[m[1]] = row{cells[1], cells[len(cells)-1]}
+		}
+	}
+	fates := map[store.Fate]string{store.FateDeleted: `^(theirs )?deleted$`, store.FateErased: `erased`, store.FateKept: `^kept`}
+	for _, h := range store.Holdings {
+		r, ok := told[h.Table]
+		delete(told, h.Table)
+		switch {
+		case !ok:
+			t.Errorf("%s stands in no row", h.Table)
+		case !regexp.MustCompile(fates[h.Fate]).MatchString(r.fate):
+			t.Errorf("%s is %s, the document says %q", h.Table, h.Fate, r.fate)
+		case strings.HasPrefix(r.export, "yes") != (h.Left == ""):
+			t.Errorf("%s is left out of the export for %q, the document says %q", h.Table, h.Left, r.export)
+		}
+	}
+	for table := range told {
+		t.Errorf("there is no table %s", table)
+	}
+}
+
+// A document that begins with a table of contents lists all of its sections, in their order.
+func TestTablesOfContentsAreWhole(t *testing.T) {
+	t.Parallel()
+	tables := 0
+	for _, doc := range documents(t) {
+		head, body, _ := strings.Cut(readDoc(t, doc), "\n## ")
+		var told, sections []string
+		for _, m := range regexp.MustCompile(`(?m)^- \[([^\]]+)\]\(#`).FindAllStringSubmatch(head, -1) {
+			told = append(told, m[1])
+		}
+		for _, m := range regexp.MustCompile(`(?m)^## (.*)$`).FindAllStringSubmatch("## "+body, -1) {
+			sections = append(sections, m[1])
+		}
+		if len(told) == 0 {
+			continue
+		}
+		tables++
+		if !slices.Equal(told, sections) {
+			t.Errorf("%s has the sections\n%q\nand lists\n%q", doc, sections, told)
+		}
+	}
+	if tables < 3 {
+		t.Errorf("only %d documents have a table of contents", tables)
+	}
+}
+
 func TestTheTestsThatDocumentsNameExist(t *testing.T) {
 	t.Parallel()
 	var sources strings.Builder
@@ -137,8 +235,8 @@ func TestTheTestsThatDocumentsNameExist(t *testing.T) {
 func TestTheFilesThatDocumentsNameExist(t *testing.T) {
 	t.Parallel()
 	quoted := regexp.MustCompile("`((?:api|worker|billing|store|jobs|scripts|docs)/[A-Za-z0-9_./-]*|[a-z_]+\\.go)`")
-	link := regexp.MustCompile(`\]\(([^)#]*)(#[^)]*)?\)`)
-	for _, doc := range []string{"README.md", "docs/architecture.md", "docs/operations.md", "docs/security.md", "docs/reliability.md"} {
+	link := regexp.MustCompile(`\]\(([^):#]*)(#[^)]*)?\)`) // none with a scheme
+	for _, doc := range append(documents(t), "README.md") {
 		text := readDoc(t, doc)
 		var anchors []string
 		for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1) {

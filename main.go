@@ -58,7 +58,7 @@ func commands() []command {
 		{"up", "", "run API, scheduler and local workers on one server", runUp},
 		{"api", "", "serve the HTTP API", runAPI},
 		{"worker", "", "take turns and run agents", runWorker},
-		{"scheduler", "", "sweeps, repairs and the nightly push; any number may run, one acts", runScheduler},
+		{"scheduler", "", "sweeps, repairs, the nightly push, customers' webhooks; any number: all send webhooks, one (the leader) sweeps", runScheduler},
 		{"migrate", "", "bring the database's schema and roles up to this version", runMigrate},
 		{"workspace", "list|show|set-plan|set-limit|pause|resume|restore …", "look at and change workspaces", runWorkspace},
 		{"plans", "", "the table of plans; --cost PLAN: what a workspace can cost at worst", runPlans},

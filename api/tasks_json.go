@@ -169,7 +169,7 @@ type usageJSON struct {
 
 type waitingJSON struct {
 	Reason          string `json:"reason" enum:"workspace_cap,in_line,quota_exhausted,workspace_paused,scheduled,retry_backoff,provider_budget,isolated"`
-	Position        *int   `json:"position,omitempty" nullable:"false" minimum:"0" description:"Queued tasks of the workspace that run before it, up to 1,000."`
+	Position        *int   `json:"position,omitempty" nullable:"false" minimum:"0" description:"Queued tasks of the workspace that run before it, up to 1,000. Absent while it waits for a time: scheduled, retry_backoff, isolated."`
 	PositionAtLeast *int   `json:"position_at_least,omitempty" nullable:"false" description:"Instead of position, beyond 1,000."`
 }
 
