@@ -20,7 +20,7 @@ func newScaler(cfg Config, loads *tierLoads, reg prometheus.Registerer, log zero
 	}
 	log.Info().Str("driver", cfg.Autoscale.Driver).Bool("dry_run", cfg.Autoscale.DryRun).Bool("paused", cfg.Autoscale.Paused).
 		Int("min", cfg.Autoscale.Min).Int("max", cfg.Autoscale.Max).Msg("this scheduler scales the workers while it leads")
-	return autoscale.New(autoscale.Config{Policy: cfg.Autoscale.Policy, Driver: driver, Now: time.Now, Metrics: autoscale.NewMetrics(reg), Log: log,
+	return autoscale.New(autoscale.Config{Policy: cfg.autoscalePolicy(), Driver: driver, Now: time.Now, Metrics: autoscale.NewMetrics(reg), Log: log,
 		Load: func(ctx context.Context) (autoscale.Load, error) {
 			return fleetLoad(ctx, loads, cfg.WorkerConcurrency)
 		}}), nil

@@ -238,7 +238,9 @@ func TestAutoscaleSettings(t *testing.T) {
 		"MinAboveMax":      {map[string]string{"AUTOSCALE": "local", "AUTOSCALE_MIN": "9"}, "AUTOSCALE_MIN is 9, more than AUTOSCALE_MAX, which is 4"},
 		"TooManyLocal":     {map[string]string{"AUTOSCALE": "local", "AUTOSCALE_MAX": "65"}, "at most 64 worker processes"},
 		"ManyOnFly":        {map[string]string{"AUTOSCALE": "fly", "AUTOSCALE_MAX": "65"}, ""},
-		"ABudgetForNobody": {map[string]string{"AUTOSCALE_BUDGET": "19"}, `AUTOSCALE_BUDGET is "19"; want 0, or a number from 20 to 60000`},
+		"ABudgetForNobody": {map[string]string{"AUTOSCALE": "local", "AUTOSCALE_MIN": "0", "AUTOSCALE_BUDGET": "34"}, "AUTOSCALE_BUDGET is 34; want 0, or at least 35"},
+		"OneForTheMinimum": {map[string]string{"AUTOSCALE": "local", "AUTOSCALE_MIN": "2", "AUTOSCALE_BUDGET": "120"}, "AUTOSCALE_BUDGET is 120; want 0, or at least 155"},
+		"AShortDrainCosts": {map[string]string{"AUTOSCALE": "local", "AUTOSCALE_MIN": "0", "AUTOSCALE_BUDGET": "34", "DRAIN_SECONDS": "200"}, ""},
 		"NoBudget":         {map[string]string{"AUTOSCALE_BUDGET": "0"}, ""},
 		"AnUnknownMode":    {map[string]string{"AUTOSCALE_MODE": "off"}, `AUTOSCALE_MODE is "off"; want on, dry-run or paused`},
 	} {
@@ -248,6 +250,9 @@ func TestAutoscaleSettings(t *testing.T) {
 		}
 	}
 	cfg, err := loadConfig(env(map[string]string{"AUTOSCALE": "fly", "AUTOSCALE_MODE": "dry-run", "AUTOSCALE_COOLDOWN": "90s"}), nil)
+	if drain := cfg.autoscalePolicy().Drain; drain != 300*time.Second {
+		t.Errorf("a worker is taken to drain for %s", drain)
+	}
 	if err != nil || !cfg.Autoscale.DryRun || cfg.Autoscale.Paused || cfg.Autoscale.Cooldown != 90*time.Second || cfg.Autoscale.Target != 50 {
 		t.Errorf("%+v, %v", cfg.Autoscale, err)
 	}

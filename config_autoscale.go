@@ -41,12 +41,7 @@ var autoscaleVariables = []variable{
 	{"AUTOSCALE_COOLDOWN", "5m", "a duration from 1s to 6h", false, "how long fewer workers must have been enough before the first goes", duration(func(c *Config) *time.Duration { return &c.Autoscale.Cooldown }, time.Second, 6*time.Hour)},
 	{"AUTOSCALE_WARM", "0", "a number from 0 to 1000", false, "workers kept while anything was active within AUTOSCALE_WARM_FOR", number(func(c *Config) *int { return &c.Autoscale.Warm }, 0, 1000)},
 	{"AUTOSCALE_WARM_FOR", "15m", "a duration from 1s to 24h", false, "how long they are kept", duration(func(c *Config) *time.Duration { return &c.Autoscale.WarmFor }, time.Second, 24*time.Hour)},
-	{"AUTOSCALE_BUDGET", "0", fmt.Sprintf("0, or a number from %d to 60000", autoscale.MinBudget), false, "worker-minutes in any hour; 0 is no limit", func(c *Config, v string) error {
-		if err := number(func(c *Config) *int { return &c.Autoscale.Budget }, 0, 60_000)(c, v); err != nil || (c.Autoscale.Budget > 0 && c.Autoscale.Budget < autoscale.MinBudget) {
-			return errWrong
-		}
-		return nil
-	}},
+	{"AUTOSCALE_BUDGET", "0", "a number from 0 to 60000", false, "worker-minutes in any hour, draining workers' too; 0 is no limit", number(func(c *Config) *int { return &c.Autoscale.Budget }, 0, 60_000)},
 	{"FLY_API_TOKEN", "", "a deploy token of the app", true, "starts and stops the app's machines", text(func(c *Config) *Secret { return &c.Autoscale.FlyAPIToken })},
 	{"FLY_APP_NAME", "", "an app's name", false, "whose machines the workers are; Fly sets it", named(func(c *Config) *string { return &c.Autoscale.FlyAppName })},
 	{"FLY_WORKER_GROUP", "worker", "a process group of fly.toml", false, "whose machines run muster worker", named(func(c *Config) *string { return &c.Autoscale.FlyGroup })},
@@ -72,6 +67,13 @@ func named(field func(*Config) *string) func(*Config, string) error {
 	}
 }
 
+// autoscalePolicy is the scaler's, which also knows how long a worker takes to leave.
+func (c Config) autoscalePolicy() autoscale.Policy {
+	p := c.Autoscale.Policy
+	p.Drain = c.Drain + drainGrace
+	return p
+}
+
 // autoscaleMistakes are settings that do not fit each other.
 func (c Config) autoscaleMistakes() (mistakes []string) {
 	a := c.Autoscale
@@ -83,6 +85,9 @@ func (c Config) autoscaleMistakes() (mistakes []string) {
 	}
 	if a.Driver == "local" && a.Max > mostLocal {
 		mistakes = append(mistakes, fmt.Sprintf("AUTOSCALE_MAX is %d; want at most %d worker processes on one server", a.Max, mostLocal))
+	}
+	if least := c.autoscalePolicy().LeastBudget(); a.Budget > 0 && a.Budget < least {
+		mistakes = append(mistakes, fmt.Sprintf("AUTOSCALE_BUDGET is %d; want 0, or at least %d: 60 for each of AUTOSCALE_MIN, and what one more worker takes to work and drain", a.Budget, least))
 	}
 	return mistakes
 }

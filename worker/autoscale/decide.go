@@ -1,11 +1,12 @@
 // Package autoscale decides how many workers the fleet should have, and has a driver start and stop them.
 //
-// The decision (decide.go) is a pure function of time, figures and a little memory; the scaler (scaler.go) reads the
-// figures, asks the driver what is there, decides, logs and acts. A driver (local.go, fly.go) knows one platform. The
-// scaler runs in the scheduler that leads; two at once for a moment do no harm, because each step looks at what is there.
+// The decision (decide.go, and purse.go for the budget) is a pure function of time, figures and a little memory; the scaler
+// (scaler.go) reads the figures, asks the driver what is there, decides, logs and acts. A driver (local.go, fly.go) knows one
+// platform. The scaler runs in the scheduler that leads; two at once for a moment do no harm, because each step looks at what
+// is there.
 //
-// It promises: a backlog that no worker could run adds no worker; nothing is scaled down on figures that are missing or
-// old; a worker that is stopped gets SIGTERM and the time to drain.
+// It promises: a backlog that no worker could run adds no worker; figures that are missing or old scale nothing down; no
+// hour costs more than the budget; a worker that is stopped gets SIGTERM and the time to drain.
 package autoscale
 
 import (
@@ -20,15 +21,7 @@ const (
 
 	stepEvery = 10 * time.Second // between two steps up
 	downParts = 5                // steps down within one cool-down, at most
-
-	// A quarter of the hour's budget may be spent at once, from a purse that the other three quarters fill as the hour
-	// passes: together never more than the budget in any hour. A worker beyond what flows in must find purseMinutes in it.
-	purseShare   = 0.25
-	purseMinutes = 5.0
 )
-
-// MinBudget is the smallest budget that pays for anything.
-const MinBudget = int(purseMinutes / purseShare)
 
 // Policy is what operators set.
 type Policy struct {
@@ -46,7 +39,8 @@ type Policy struct {
 	Warm    int           // workers that are kept, not started, while anything ran or could run within WarmFor
 	WarmFor time.Duration // 0 to any
 
-	Budget int // worker-minutes in any hour, less than what Min needs cut nothing; 0 is no limit, else at least MinBudget
+	Budget int           // worker-minutes in any hour, draining included; less than what Min needs cut nothing; 0 is no limit
+	Drain  time.Duration // what a worker that is stopped takes until it is gone, at most
 
 	Paused bool // nothing is started or stopped
 	DryRun bool // decisions are made and told, not carried out
@@ -59,6 +53,12 @@ type Figures struct {
 	Running    int           // tasks, that is slots in use
 	OldestWait time.Duration // of the turn that is out longest
 	Slots      int           // of one worker; at least 1
+}
+
+// Fleet is what the platform has.
+type Fleet struct {
+	Have     int      // workers that there are or that start; -1: unknown
+	Draining []string // ids of those that were told to stop and are still there
 }
 
 // Reason says why a decision is what it is.
@@ -90,11 +90,16 @@ func (r Reason) Held() bool { return r == WorkersUnknown || r == FiguresMissing 
 
 // Decision is what to do now, with what it was made of.
 type Decision struct {
-	Have    int // workers that there are or that start; -1: unknown
-	Want    int // workers that there should be after this step; -1: unknown
-	Need    int // what the work alone asks for
-	Reason  Reason
-	Figures Figures
+	Have     int // workers that there are or that start; -1: unknown
+	Draining int
+	Want     int // workers that there should be after this step; -1: unknown
+	Need     int // what the work alone asks for
+	Limit    int // workers at most, by the maximum and the budget
+	Floor    int // the most that was needed at any moment of the cool-down; -1: nothing is known of it
+	Purse    int // worker-minutes that the budget has in hand, rounded; negative: debt
+	Reason   Reason
+	Figures  Figures
+	Age      time.Duration // of the figures
 }
 
 // Decider remembers what decisions need of the past. Its zero value with a Policy is ready: it has seen nothing.
@@ -108,10 +113,7 @@ type Decider struct {
 	queued time.Time // since when something has been runnable at each look; zero: nothing is
 	upAt   time.Time // of the last step up
 	downAt time.Time // of the last step down
-
-	purse  float64   // worker-minutes of the budget that may be spent at once; whoever begins to lead finds it empty
-	paid   time.Time // up to when workers are paid for
-	paying int       // how many there were then
+	purse  purse
 }
 
 type sample struct {
@@ -119,25 +121,52 @@ type sample struct {
 	need int
 }
 
-// Decide says how many workers there should be, where have is how many there are or start (negative: unknown).
-func (d *Decider) Decide(now time.Time, f Figures, have int) Decision {
+// Decide says how many workers there should be.
+func (d *Decider) Decide(now time.Time, f Figures, fleet Fleet) Decision {
+	d.pay(now, fleet)
+	out := d.decide(now, f, fleet.Have)
+	out.Have, out.Draining, out.Figures = fleet.Have, len(fleet.Draining), f
+	out.Purse, out.Floor = int(math.Round(d.purse.minutes)), -1
+	if !f.At.IsZero() {
+		out.Age = now.Sub(f.At)
+	}
+	if len(d.needs) > 0 {
+		out.Floor = d.needs[0].need
+	}
+	if out.Want > out.Have { // they cost from now on, whether the next look finds them already or not
+		d.purse.live += out.Want - out.Have
+	}
+	return out
+}
+
+// decide fills in what is decided: Want, Need, Limit and Reason.
+func (d *Decider) decide(now time.Time, f Figures, have int) Decision {
 	p := d.Policy
-	d.pay(now, have)
-	hold := func(r Reason) Decision { return Decision{Have: have, Want: have, Reason: r, Figures: f} }
+	limit, limited := p.Max, Maximum
+	affords := d.afford(now, have)
+	if affords < limit {
+		limit, limited = affords, Budget
+	}
+	out := Decision{Want: have, Limit: max(limit, p.Min)}
 	switch {
 	case p.Paused:
-		return hold(Paused)
+		out.Reason = Paused
+		return out
 	case have < 0:
-		return hold(WorkersUnknown)
+		out.Reason = WorkersUnknown
+		return out
 	case f.At.IsZero() || now.Sub(f.At) > StaleAfter:
-		return hold(FiguresMissing)
+		out.Reason = FiguresMissing
+		if affords < have { // a limit on money needs no figures, and a ledger may be away for hours
+			out.Want, out.Reason = affords, Budget
+		}
+		return out
 	}
 	d.look(now, f)
 	need, why := d.need(now, f, have)
 	d.remember(now, need)
-	limit, limited := d.limit(have)
+	limit, out.Need = out.Limit, need
 	target := max(p.Min, min(need, limit))
-	out := Decision{Have: have, Want: have, Need: need, Figures: f}
 	switch {
 	case target > have && now.Sub(d.upAt) < stepEvery:
 		out.Reason = Step
@@ -194,37 +223,6 @@ func (d *Decider) need(now time.Time, f Figures, have int) (int, Reason) {
 		}
 	}
 	return need, why
-}
-
-// pay takes what the workers cost since the last look out of the purse, and puts in what has come meanwhile.
-func (d *Decider) pay(now time.Time, have int) {
-	if d.Policy.Budget == 0 {
-		return
-	}
-	if !d.paid.IsZero() {
-		d.purse += (d.income() - float64(d.paying)) * now.Sub(d.paid).Minutes()
-		d.purse = max(0, min(d.purse, float64(d.Policy.Budget)*purseShare))
-	}
-	d.paid = now
-	if have >= 0 {
-		d.paying = have
-	}
-}
-
-// income is how many workers the budget pays for all the time.
-func (d *Decider) income() float64 { return float64(d.Policy.Budget) * (1 - purseShare) / 60 }
-
-// limit is how many workers there may be. The minimum is never cut.
-func (d *Decider) limit(have int) (int, Reason) {
-	limit, limited := d.Policy.Max, Maximum
-	if d.Policy.Budget > 0 {
-		more := d.purse / purseMinutes
-		lower, upper := int(d.income()+math.Floor(more)), int(d.income()+math.Ceil(more)) // apart, so that it does not flap
-		if n := min(max(have, lower), upper); n < limit {
-			limit, limited = n, Budget
-		}
-	}
-	return max(limit, d.Policy.Min), limited
 }
 
 // remember notes what was needed now.

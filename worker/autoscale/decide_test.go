@@ -8,7 +8,7 @@ import (
 func TestDecide(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 24, 0, 0, 0, 0, time.UTC)
-	base := Policy{Min: 0, Max: 10, Target: 50, MaxWait: 30 * time.Second, MaxStep: 4, Cooldown: 5 * time.Minute}
+	base := Policy{Min: 0, Max: 10, Target: 50, MaxWait: 30 * time.Second, MaxStep: 4, Cooldown: 5 * time.Minute, Drain: 5 * time.Minute}
 	with := func(change func(*Policy)) Policy {
 		p := base
 		change(&p)
@@ -44,7 +44,10 @@ func TestDecide(t *testing.T) {
 		{"PausedDoesNothing", with(func(p *Policy) { p.Paused, p.Min = true, 3 }), figures(300, 0, 0), 1, 1, Paused},
 		{"AnEmptyPurseAddsNothingBeyondTheIncome", with(func(p *Policy) { p.Budget = 240 }), figures(300, 0, 0), 3, 3, Budget},
 		{"TheIncomeIsSpent", with(func(p *Policy) { p.Budget = 240 }), figures(300, 0, 0), 0, 3, Backlog},
-		{"AnEmptyPurseSendsWorkersHome", with(func(p *Policy) { p.Budget = 240 }), figures(300, 0, 0), 5, 3, Budget},
+		{"WhatTheLastLeaderCouldAffordGoesSlowly", with(func(p *Policy) { p.Budget = 240 }), figures(300, 0, 0), 5, 4, Budget},
+		{"NobodyCouldAffordSoMany", with(func(p *Policy) { p.Budget, p.Max = 240, 40 }), figures(300, 0, 0), 30, 11, Budget},
+		{"TheBudgetNeedsNoFigures", with(func(p *Policy) { p.Budget = 240 }), Figures{}, 5, 4, Budget},
+		{"APauseGoesBeforeTheBudget", with(func(p *Policy) { p.Budget, p.Paused = 240, true }), figures(0, 0, 0), 5, 5, Paused},
 		{"TheMinimumGoesBeforeTheBudget", with(func(p *Policy) { p.Budget, p.Min = 60, 2 }), figures(300, 0, 0), 0, 2, Backlog},
 		{"TheBudgetSendsNobodyOfTheMinimumHome", with(func(p *Policy) { p.Budget, p.Min = 60, 2 }), figures(300, 0, 0), 2, 2, Budget},
 		{"ANewLeaderWatchesForACooldown", base, figures(0, 0, 0), 5, 5, Cooldown},
@@ -52,7 +55,7 @@ func TestDecide(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			d := Decider{Policy: c.policy}
-			if got := d.Decide(now, c.f, c.have); got.Want != c.want || got.Reason != c.reason {
+			if got := d.Decide(now, c.f, Fleet{Have: c.have}); got.Want != c.want || got.Reason != c.reason {
 				t.Errorf("want %d because of %s; decided %d because of %s", c.want, c.reason, got.Want, got.Reason)
 			}
 		})

@@ -80,14 +80,22 @@ func (s *Scaler) Step(ctx context.Context) Decision {
 	if loadErr != nil {
 		load = Load{}
 	}
-	workers, workersErr := s.cfg.Driver.Workers(ctx)
-	workers = slices.DeleteFunc(workers, func(w Worker) bool { return w.Stopping })
-	have := len(workers)
+	all, workersErr := s.cfg.Driver.Workers(ctx)
+	var workers []Worker
+	var fleet Fleet
+	for _, w := range all {
+		if w.Stopping {
+			fleet.Draining = append(fleet.Draining, w.ID)
+		} else {
+			workers = append(workers, w)
+		}
+	}
+	fleet.Have = len(workers)
 	if workersErr != nil {
-		have = -1
+		fleet = Fleet{Have: -1}
 	}
 	s.decider.Policy.Paused = s.cfg.Policy.Paused || load.Paused
-	d := s.decider.Decide(s.cfg.Now(), load.Figures, have)
+	d := s.decider.Decide(s.cfg.Now(), load.Figures, fleet)
 	s.tell(d, cmp.Or(workersErr, loadErr))
 	if s.cfg.Policy.DryRun {
 		return d

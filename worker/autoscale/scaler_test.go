@@ -23,7 +23,9 @@ func TestScaler(t *testing.T) {
 
 	t.Run("TheLeastBusyGoFirst", func(t *testing.T) {
 		t.Parallel()
-		w := newWorld(usual)
+		p := usual
+		p.Drain = 3 * time.Hour
+		w := newWorld(p)
 		busy := &tenant{cap: unlimited, takes: time.Hour}
 		for i, tasks := range []int{3, 0, 5, 0} {
 			if err := w.Start(context.Background(), 1); err != nil {

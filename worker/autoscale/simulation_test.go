@@ -6,7 +6,7 @@ import (
 )
 
 // The policy of the simulations, unless they say otherwise.
-var usual = Policy{Min: 1, Max: 20, Target: 50, MaxWait: 30 * time.Second, MaxStep: 4, Cooldown: 5 * time.Minute}
+var usual = Policy{Min: 1, Max: 20, Target: 50, MaxWait: 30 * time.Second, MaxStep: 4, Cooldown: 5 * time.Minute, Drain: 5 * time.Minute}
 
 const unlimited = 1 << 30
 
@@ -151,25 +151,17 @@ func TestSimulation(t *testing.T) {
 		w.golden(t)
 	})
 
-	// Nothing for an hour, then nine workers' worth of load for five, and a budget of four.
+	// Nothing for an hour, then nine workers' worth of load for five, in tasks of five minutes, and a budget of four. What is
+	// stopped drains for up to five minutes, and is paid for until it is gone.
 	t.Run("Budget", func(t *testing.T) {
 		t.Parallel()
 		p := usual
 		p.Budget = 240
-		w := newWorld(p, &tenant{cap: unlimited, takes: 30 * time.Second, rate: during(6, time.Hour, 6*time.Hour)})
-		most := 0.0
-		w.run(6*time.Hour, func(time.Duration) {
-			minutes := 0.0
-			for _, n := range w.lived {
-				minutes += float64(n) * Interval.Minutes()
-			}
-			most = max(most, minutes)
-		})
-		if most > 240+5 { // 5: what drains
-			t.Errorf("%.0f worker-minutes within an hour, the budget is 240", most)
-		}
-		if most < 210 {
-			t.Errorf("only %.0f of 240 worker-minutes were used under load", most)
+		w := newWorld(p, &tenant{cap: unlimited, takes: 5 * time.Minute, rate: during(0.6, time.Hour, 6*time.Hour)})
+		w.run(6*time.Hour, nil)
+		w.note("the dearest hour cost %.1f worker-minutes", minutes(w.dearest))
+		if spent := minutes(w.dearest); spent > 240 || spent < 210 {
+			t.Errorf("%.1f worker-minutes in the dearest hour; want at most the budget of 240, and most of it", spent)
 		}
 		if n := w.turns(); n > 2 {
 			t.Errorf("the direction changed %d times within an hour", n)

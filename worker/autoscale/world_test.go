@@ -30,7 +30,10 @@ type world struct {
 	blind   bool          // the figures cannot be read
 	lost    bool          // the platform does not answer
 	paused  bool          // by operators
-	lived   []int         // workers at each of the last hour's steps
+
+	lived   []int // workers that there were after each step until the next, draining ones included
+	hour    int   // their sum in the last hour
+	dearest int   // the highest that it was
 
 	scaler *Scaler
 	trace  []string
@@ -59,6 +62,7 @@ type machine struct {
 	id       string
 	ready    time.Time
 	draining bool
+	stopped  time.Time
 	ends     map[*tenant][]time.Time
 }
 
@@ -100,8 +104,8 @@ func (w *world) Start(_ context.Context, n int) error {
 
 func (w *world) Stop(_ context.Context, id string) error {
 	for _, m := range w.workers {
-		if m.id == id {
-			m.draining = true
+		if m.id == id && !m.draining {
+			m.draining, m.stopped = true, w.now
 		}
 	}
 	return nil
@@ -134,15 +138,22 @@ func (w *world) run(d time.Duration, at func(t time.Duration)) {
 			at(w.now.Sub(w.began))
 		}
 		w.work()
-		if w.lived = append(w.lived, len(w.workers)); len(w.lived) > int(time.Hour/Interval) {
-			w.lived = w.lived[1:]
-		}
 		d := w.scaler.Step(context.Background())
+		w.lived = append(w.lived, len(w.workers))
+		w.hour += len(w.workers)
+		if gone := len(w.lived) - 1 - int(time.Hour/Interval); gone >= 0 {
+			w.hour -= w.lived[gone]
+		}
+		w.dearest = max(w.dearest, w.hour)
 		w.peak = max(w.peak, d.Want)
 		if d.Want != d.Have {
 			w.acts = append(w.acts, act{w.now.Sub(w.began), d.Have, d.Want, d.Reason})
-			w.note("%2d -> %2d  %-8s need %2d, runnable %3d, running %3d, waited %3ds", d.Have, d.Want, d.Reason, d.Need,
-				d.Figures.Runnable, d.Figures.Running, int(d.Figures.OldestWait.Seconds()))
+			purse := ""
+			if w.scaler.cfg.Policy.Budget > 0 {
+				purse = fmt.Sprintf(", draining %2d, purse %3d", d.Draining, d.Purse)
+			}
+			w.note("%2d -> %2d  %-8s need %2d, runnable %3d, running %3d, waited %3ds%s", d.Have, d.Want, d.Reason, d.Need,
+				d.Figures.Runnable, d.Figures.Running, int(d.Figures.OldestWait.Seconds()), purse)
 		}
 	}
 }
@@ -156,7 +167,15 @@ func (w *world) work() {
 			m.ends[t] = left
 		}
 	}
-	w.workers = slices.DeleteFunc(w.workers, func(m *machine) bool { return m.draining && m.running() == 0 })
+	w.workers = slices.DeleteFunc(w.workers, func(m *machine) bool {
+		over := m.draining && w.now.Sub(m.stopped) >= w.scaler.cfg.Policy.Drain
+		for t, ends := range m.ends {
+			if over { // what it could not end goes back to its place
+				t.running, t.waiting = t.running-len(ends), t.waiting+len(ends)
+			}
+		}
+		return over || m.draining && m.running() == 0
+	})
 	for _, t := range w.tenants {
 		if t.rate != nil {
 			t.owed += t.rate(w.now.Sub(w.began)) * Interval.Seconds()
@@ -206,6 +225,9 @@ func (w *world) golden(t *testing.T) {
 		t.Errorf("the trace is not that of %s (go test -update writes it anew):\n%s", file, want)
 	}
 }
+
+// minutes are worker-minutes, of a sum of steps.
+func minutes(steps int) float64 { return float64(steps) * Interval.Minutes() }
 
 // turns counts how often the direction changed within any hour: one up and one down are one turn.
 func (w *world) turns() int {
