@@ -36,7 +36,7 @@ var autoscaleVariables = []variable{
 	{"AUTOSCALE_MIN", "1", "a number from 0 to 1000", false, "workers that there always are", number(func(c *Config) *int { return &c.Autoscale.Min }, 0, 1000)},
 	{"AUTOSCALE_MAX", "4", "a number from 1 to 1000", false, "workers at most", number(func(c *Config) *int { return &c.Autoscale.Max }, 1, 1000)},
 	{"AUTOSCALE_TARGET", "50", "a number from 1 to 10000", false, "each worker should have fewer runnable tasks than this", number(func(c *Config) *int { return &c.Autoscale.Target }, 1, 10_000)},
-	{"AUTOSCALE_MAX_WAIT", "30s", "a duration from 1s to 1h", false, "when work has waited for so long with all slots in use, more workers come", duration(func(c *Config) *time.Duration { return &c.Autoscale.MaxWait }, time.Second, time.Hour)},
+	{"AUTOSCALE_MAX_WAIT", "30s", "a duration from 1s to 1h", false, "when work has waited for so long in line with all slots in use, more workers come", duration(func(c *Config) *time.Duration { return &c.Autoscale.MaxWait }, time.Second, time.Hour)},
 	{"AUTOSCALE_STEP", "4", "a number from 1 to 100", false, "workers started at a time, 10 s between two", number(func(c *Config) *int { return &c.Autoscale.MaxStep }, 1, 100)},
 	{"AUTOSCALE_COOLDOWN", "5m", "a duration from 1s to 6h", false, "how long fewer workers must have been enough before the first goes", duration(func(c *Config) *time.Duration { return &c.Autoscale.Cooldown }, time.Second, 6*time.Hour)},
 	{"AUTOSCALE_WARM", "0", "a number from 0 to 1000", false, "workers kept while anything was active within AUTOSCALE_WARM_FOR", number(func(c *Config) *int { return &c.Autoscale.Warm }, 0, 1000)},

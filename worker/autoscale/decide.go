@@ -29,7 +29,7 @@ type Policy struct {
 	Max int // workers at most; at least Min
 
 	Target  int           // each worker should have fewer runnable tasks than this waiting for it; at least 1
-	MaxWait time.Duration // when work has waited for so long with all slots in use, a quarter more workers come, again and again
+	MaxWait time.Duration // with all slots in use, a quarter more workers come for each of these that the oldest turn has waited
 	MaxStep int           // workers added in one step, 10 s between two; at least 1
 
 	// Cooldown is for how long fewer workers must have been enough before the first goes. Then a quarter goes, at least
@@ -51,7 +51,7 @@ type Figures struct {
 	At         time.Time     // when they were read; zero: they could not be read
 	Runnable   int           // sum over workspaces of min(waiting, cap - running), 0 without quota or budget
 	Running    int           // tasks, that is slots in use
-	OldestWait time.Duration // of the turn that is out longest
+	OldestWait time.Duration // of the turn that has been in line longest, in tiers where something is runnable
 	Slots      int           // of one worker; at least 1
 }
 
@@ -72,7 +72,8 @@ const (
 	Minimum        Reason = "minimum"         // up to Min
 	Backlog        Reason = "backlog"         // up: too much runnable work per worker
 	Running        Reason = "running"         // up: fewer workers than what runs needs, one has gone
-	Waiting        Reason = "waiting"         // up: all slots are in use and work has waited too long
+	Waiting        Reason = "waiting"         // up: all slots are in use and the oldest turn has waited for MaxWait
+	Full           Reason = "full"            // up: all slots are in use and for MaxWait the line has not been empty
 	Step           Reason = "step"            // more are needed; the last step was a moment ago
 	Maximum        Reason = "maximum"         // more are needed and not allowed; or there are more than allowed
 	Budget         Reason = "budget"          // the same, by the hour's budget
@@ -83,7 +84,7 @@ const (
 )
 
 // Reasons lists all reasons.
-var Reasons = []Reason{Paused, WorkersUnknown, FiguresMissing, Minimum, Backlog, Running, Waiting, Step, Maximum, Budget, Enough, Cooldown, Warm, Surplus}
+var Reasons = []Reason{Paused, WorkersUnknown, FiguresMissing, Minimum, Backlog, Running, Waiting, Full, Step, Maximum, Budget, Enough, Cooldown, Warm, Surplus}
 
 // Held says that nothing is decided because something cannot be known.
 func (r Reason) Held() bool { return r == WorkersUnknown || r == FiguresMissing }
@@ -200,7 +201,7 @@ func (d *Decider) look(now time.Time, f Figures) {
 	case f.Runnable == 0:
 		d.queued = time.Time{}
 	case d.queued.IsZero():
-		d.queued = now.Add(-f.OldestWait)
+		d.queued = now
 	}
 }
 
@@ -215,12 +216,19 @@ func (d *Decider) need(now time.Time, f Figures, have int) (int, Reason) {
 		need, why = n, Backlog
 	}
 	// A fifth of the slots serves one tier alone: with four fifths in use there may be none for those who wait. With
-	// slots free, what waits waits for something else than workers.
+	// slots free, what waits waits for something else than workers. Those that came last get MaxWait to show their effect.
 	usable := max(1, f.Slots*4/5)
-	if f.Running >= usable*have && now.Sub(d.queued) >= p.MaxWait && now.Sub(d.upAt) >= p.MaxWait {
-		if n := min(ceil(f.Running+f.Runnable, usable), have+max(1, have/4)); n > need {
-			need, why = n, Waiting
-		}
+	if have == 0 || f.Running < usable*have || now.Sub(d.upAt) < p.MaxWait {
+		return need, why
+	}
+	// A turn's wait is its workspace's: where many stand in line it tells how long. A single workspace with much to do has
+	// its next turn soon, however long its tasks wait; so a line that is never empty counts as well.
+	quarters, full := int(f.OldestWait/p.MaxWait), Waiting
+	if quarters == 0 && now.Sub(d.queued) >= p.MaxWait {
+		quarters, full = 1, Full
+	}
+	if n := min(ceil(f.Running+f.Runnable, usable), have+max(quarters, have*quarters/4)); quarters > 0 && n > need {
+		need, why = n, full
 	}
 	return need, why
 }

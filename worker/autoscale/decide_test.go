@@ -36,6 +36,10 @@ func TestDecide(t *testing.T) {
 		{"UpToTheMinimum", with(func(p *Policy) { p.Min = 3 }), figures(0, 0, 0), 1, 3, Minimum},
 		{"WhatRunsKeepsItsWorkers", base, figures(0, 100, 0), 4, 5, Running},
 		{"AFullFleetThatKeepsWorkWaitingGrows", base, figures(5, 16, 30*time.Second), 1, 2, Waiting},
+		{"NotBeforeItHasWaitedForMaxWait", base, figures(5, 16, 29*time.Second), 1, 1, Enough},
+		{"TheLongerItHasWaitedTheMoreCome", base, figures(150, 64, 90*time.Second), 4, 7, Waiting},
+		{"AQuarterOfALargeFleetForEachMaxWait", with(func(p *Policy) { p.Max = 20 }), figures(350, 128, 65*time.Second), 8, 12, Waiting},
+		{"NoMoreThanWhatWaitsCanUse", base, figures(5, 16, time.Hour), 1, 2, Waiting},
 		{"FreeSlotsMeanThatWorkersAreNotWhatIsMissing", base, figures(5, 15, time.Hour), 1, 1, Enough},
 		{"NoFiguresHold", base, Figures{}, 7, 7, FiguresMissing},
 		{"StaleFiguresHold", base, Figures{At: now.Add(-16 * time.Second), Slots: 20}, 7, 7, FiguresMissing},
@@ -59,5 +63,21 @@ func TestDecide(t *testing.T) {
 				t.Errorf("want %d because of %s; decided %d because of %s", c.want, c.reason, got.Want, got.Reason)
 			}
 		})
+	}
+}
+
+// TestTheOldestWaitCountsAtEachLook: not only when work is first seen, and only it makes the difference.
+func TestTheOldestWaitCountsAtEachLook(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 24, 0, 0, 0, 0, time.UTC)
+	for wait, want := range map[time.Duration]int{29 * time.Second: 1, 30 * time.Second: 2, 60 * time.Second: 3} {
+		d := Decider{Policy: usual}
+		if got := d.Decide(now, Figures{At: now, Runnable: 40, Running: 20, OldestWait: time.Second, Slots: 20}, Fleet{Have: 1}); got.Want != 1 {
+			t.Errorf("at first: %+v", got)
+		}
+		at := now.Add(10 * time.Second)
+		if got := d.Decide(at, Figures{At: at, Runnable: 40, Running: 20, OldestWait: wait, Slots: 20}, Fleet{Have: 1}); got.Want != want {
+			t.Errorf("want %d after a wait of %s: %+v", want, wait, got)
+		}
 	}
 }

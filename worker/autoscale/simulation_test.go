@@ -185,12 +185,31 @@ func TestSimulation(t *testing.T) {
 		w.golden(t)
 	})
 
-	// Few long tasks fill the slots; five more wait, far fewer than the target. After MaxWait a worker comes for them.
+	// Few long tasks of one workspace fill the slots; five more wait, far fewer than the target. After MaxWait a worker comes
+	// for them, although the workspace's turn is younger than that.
 	t.Run("LongTasks", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(usual, &tenant{cap: unlimited, takes: 5 * time.Minute, waiting: 25})
 		w.run(20*time.Minute, nil)
-		if len(w.acts) < 2 || w.acts[1].reason != Waiting || w.acts[1].at < 30*time.Second || w.acts[1].at > time.Minute {
+		if len(w.acts) < 2 || w.acts[1].reason != Full || w.acts[1].at < 30*time.Second || w.acts[1].at > time.Minute {
+			t.Errorf("%v", w.acts)
+		}
+		w.golden(t)
+	})
+
+	// Sixty workspaces with a long task each: twenty fill the slots, the turns of the others wait, and the longer they do
+	// the more workers come.
+	t.Run("ManyInLine", func(t *testing.T) {
+		t.Parallel()
+		var tenants []*tenant
+		for range 60 {
+			tenants = append(tenants, &tenant{cap: 1, takes: 5 * time.Minute, waiting: 1})
+		}
+		p := usual
+		p.Target = 100
+		w := newWorld(p, tenants...)
+		w.run(20*time.Minute, nil)
+		if len(w.acts) < 3 || w.acts[1].reason != Waiting || w.acts[1].at != 30*time.Second || w.acts[2].reason != Waiting || w.acts[2].want-w.acts[2].have < 2 {
 			t.Errorf("%v", w.acts)
 		}
 		w.golden(t)
