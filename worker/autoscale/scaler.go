@@ -3,6 +3,7 @@ package autoscale
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -48,7 +49,11 @@ const Interval = 2 * time.Second
 
 const (
 	patience = 20 * time.Second // for all that one step asks and does
-	logEvery = 10 * time.Minute // a decision that changes nothing is logged so often
+
+	// A decision that changes nothing is logged each logEvery. Where two of them alternate from look to look, as "enough" and
+	// "cooldown" do when the need moves about what is there, each is logged once in sayAgain.
+	logEvery = 10 * time.Minute
+	sayAgain = time.Minute
 )
 
 // Scaler decides and acts. It is not safe for concurrent use.
@@ -57,22 +62,30 @@ type Scaler struct {
 	decider Decider
 	told    Decision
 	toldAt  time.Time
+	saidAt  map[Reason]time.Time // when each reason was last logged
 }
 
 // New makes a Scaler.
 func New(cfg Config) *Scaler {
-	return &Scaler{cfg: cfg, decider: Decider{Policy: cfg.Policy}}
+	s := &Scaler{cfg: cfg}
+	s.begin()
+	return s
+}
+
+func (s *Scaler) begin() {
+	s.decider, s.told, s.toldAt, s.saidAt = Decider{Policy: s.cfg.Policy}, Decision{}, time.Time{}, map[Reason]time.Time{}
 }
 
 // Forget is for when somebody else leads: what was seen until now is no base for later decisions.
 func (s *Scaler) Forget() {
-	s.decider, s.told, s.toldAt = Decider{Policy: s.cfg.Policy}, Decision{}, time.Time{}
+	s.begin()
 	s.cfg.Metrics.desired.Set(0)
 	s.cfg.Metrics.actual.Set(0)
 	s.cfg.Metrics.held.Set(0)
 }
 
-// Step looks, decides and acts once. If it dies half way, the next one finds what is there.
+// Step looks, decides and acts once. If it dies half way, the next one finds what is there. ctx ends with the lead: then
+// nothing further is started or stopped.
 func (s *Scaler) Step(ctx context.Context) Decision {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -96,32 +109,48 @@ func (s *Scaler) Step(ctx context.Context) Decision {
 	}
 	s.decider.Policy.Paused = s.cfg.Policy.Paused || load.Paused
 	d := s.decider.Decide(s.cfg.Now(), load.Figures, fleet)
-	s.tell(d, cmp.Or(workersErr, loadErr))
-	if s.cfg.Policy.DryRun {
-		return d
-	}
-	switch {
-	case d.Want > d.Have:
-		if err := s.cfg.Driver.Start(ctx, d.Want-d.Have); err != nil {
-			s.failed(err, "starting workers; the next step tries again")
-		}
-	case d.Want < d.Have:
+	var stops []string
+	if d.Want < d.Have {
 		for _, w := range leastBusy(workers, load.Busy)[:d.Have-d.Want] {
-			if err := s.cfg.Driver.Stop(ctx, w.ID); err != nil {
-				s.failed(err, "stopping a worker; a later step tries again")
-			}
+			stops = append(stops, w.ID)
 		}
+	}
+	s.tell(d, stops, cmp.Or(workersErr, loadErr))
+	if !s.cfg.Policy.DryRun {
+		s.act(ctx, d.Want-d.Have, stops)
 	}
 	return d
 }
 
-func (s *Scaler) failed(err error, doing string) {
+// act starts workers and stops those named, as long as ctx lasts.
+func (s *Scaler) act(ctx context.Context, starts int, stops []string) {
+	if starts > 0 && ctx.Err() == nil {
+		if err := s.cfg.Driver.Start(ctx, starts); err != nil {
+			s.failed(ctx, err, "starting workers; the next step tries again")
+		}
+	}
+	for _, id := range stops {
+		if ctx.Err() != nil {
+			return
+		}
+		if err := s.cfg.Driver.Stop(ctx, id); err != nil {
+			s.failed(ctx, err, "stopping worker "+id+"; a later step tries again")
+		}
+	}
+}
+
+// failed counts what the platform did not do; what we broke off ourselves is not its fault.
+func (s *Scaler) failed(ctx context.Context, err error, doing string) {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		s.cfg.Log.Info().Err(err).Msg("broken off, this scheduler no longer leads: " + doing)
+		return
+	}
 	s.cfg.Metrics.failures.Inc()
 	s.cfg.Log.Warn().Err(err).Msg(doing)
 }
 
-// tell counts the decision, and logs it when it changes something or nothing was logged for long.
-func (s *Scaler) tell(d Decision, cause error) {
+// tell counts the decision, and logs it when it is another one than before or nothing was logged for long.
+func (s *Scaler) tell(d Decision, stops []string, cause error) {
 	m := s.cfg.Metrics
 	m.decisions.WithLabelValues(string(d.Reason)).Inc()
 	held := 0.0
@@ -133,18 +162,47 @@ func (s *Scaler) tell(d Decision, cause error) {
 		m.actual.Set(float64(d.Have))
 		m.desired.Set(float64(d.Want))
 	}
-	acts := d.Want != d.Have && (d.Want != s.told.Want || d.Have != s.told.Have || d.Reason != s.told.Reason)
-	turned := d.Reason.Held() != s.told.Reason.Held()
-	if now := s.cfg.Now(); acts || turned || now.Sub(s.toldAt) >= logEvery {
-		level, f := zerolog.InfoLevel, d.Figures
-		if d.Reason.Held() {
-			level = zerolog.WarnLevel
-		}
-		s.cfg.Log.WithLevel(level).Err(cause).Str("reason", string(d.Reason)).Int("have", d.Have).Int("want", d.Want).Int("need", d.Need).
-			Int("runnable", f.Runnable).Int("running", f.Running).Dur("oldest_wait_ms", f.OldestWait).Int("slots_per_worker", f.Slots).
-			Bool("dry_run", s.cfg.Policy.DryRun).Msg("autoscale")
-		s.told, s.toldAt = d, now
+	if s.news(d) {
+		s.log(d, stops, cause)
+		s.told, s.toldAt = d, s.cfg.Now()
+		s.saidAt[d.Reason] = s.toldAt
 	}
+}
+
+// news reports whether a decision is to be logged: every step and each beginning and end of a hold at once, other changes
+// unless the same was said a moment ago. That a step waits for the one before is none: it comes within 10 s.
+func (s *Scaler) news(d Decision) bool {
+	now := s.cfg.Now()
+	switch acts, was := d.Want != d.Have, s.told; {
+	case acts && !s.cfg.Policy.DryRun, d.Reason.Held() != was.Reason.Held():
+		return true
+	case d.Reason == Step:
+		return false
+	case d.Reason != was.Reason || d.Want != was.Want || d.Have != was.Have:
+		return now.Sub(s.saidAt[d.Reason]) >= sayAgain
+	}
+	return now.Sub(s.toldAt) >= logEvery
+}
+
+// log writes a decision with everything it was made of.
+func (s *Scaler) log(d Decision, stops []string, cause error) {
+	level, f, p := zerolog.InfoLevel, d.Figures, s.cfg.Policy
+	if d.Reason.Held() {
+		level = zerolog.WarnLevel
+	}
+	e := s.cfg.Log.WithLevel(level).Err(cause).Str("reason", string(d.Reason)).Int("have", d.Have).Int("draining", d.Draining).Int("want", d.Want).
+		Int("need", d.Need).Int("runnable", f.Runnable).Int("running", f.Running).Dur("oldest_wait_ms", f.OldestWait).Int("slots_per_worker", f.Slots).
+		Int("limit", d.Limit).Int("floor", d.Floor)
+	if !f.At.IsZero() {
+		e = e.Dur("figures_age_ms", d.Age)
+	}
+	if p.Budget > 0 {
+		e = e.Int("purse_minutes", d.Purse)
+	}
+	if len(stops) > 0 {
+		e = e.Strs("stops", stops)
+	}
+	e.Bool("dry_run", p.DryRun).Msg("autoscale")
 }
 
 // leastBusy sorts workers by what runs on them; one that the ledger does not know yet runs nothing.
