@@ -92,7 +92,7 @@ func fleetLoad(ctx context.Context, loads *tierLoads, usualSlots int) (autoscale
 	return load, nil
 }
 
-// scale lets the scaler step while this process leads.
+// scale lets the scaler step while this process leads. A step whose lead ends starts and stops nothing further.
 func (s *scheduler) scale(ctx context.Context, leading *leadership) {
 	ticker := time.NewTicker(autoscale.Interval)
 	defer ticker.Stop()
@@ -104,7 +104,9 @@ func (s *scheduler) scale(ctx context.Context, leading *leadership) {
 		}
 		switch leads := leading.now(); {
 		case leads:
-			s.scaler.Step(ctx)
+			lead, done := leading.during(ctx)
+			s.scaler.Step(lead)
+			done()
 			led = true
 		case led:
 			s.scaler.Forget()

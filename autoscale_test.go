@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
 
 	"github.com/generic-corp/muster/store"
 	"github.com/generic-corp/muster/store/storetest"
@@ -181,6 +183,54 @@ func TestFleetLoadIsWhatTheScalerGoesBy(t *testing.T) {
 	load, err = fleetLoad(ctx, &tierLoads{system: system}, 20)
 	if err != nil || load.Slots != 8 || load.Busy["a/1"] != 3 || load.Busy["b/1"] != 3 {
 		t.Errorf("of two workers: %+v, %v", load, err)
+	}
+}
+
+// slowPlatform has its starts wait until their context ends.
+type slowPlatform struct {
+	starting, ended chan struct{}
+}
+
+func (p *slowPlatform) Workers(context.Context) ([]autoscale.Worker, error) { return nil, nil }
+func (p *slowPlatform) Stop(context.Context, string) error                  { return nil }
+func (p *slowPlatform) Start(ctx context.Context, _ int) error {
+	close(p.starting) // a second start panics
+	<-ctx.Done()
+	close(p.ended)
+	return ctx.Err()
+}
+
+// TestAStepEndsWithItsLead: what a scheduler starts or stops ends when its lead does, and not while it is renewed.
+func TestAStepEndsWithItsLead(t *testing.T) {
+	t.Parallel()
+	platform := &slowPlatform{starting: make(chan struct{}), ended: make(chan struct{})}
+	s := &scheduler{scaler: autoscale.New(autoscale.Config{Driver: platform, Now: time.Now, Metrics: autoscale.NewMetrics(prometheus.NewRegistry()), Log: zerolog.Nop(),
+		Policy: autoscale.Policy{Max: 4, Target: 50, MaxWait: time.Minute, MaxStep: 4, Cooldown: time.Minute},
+		Load: func(context.Context) (autoscale.Load, error) {
+			return autoscale.Load{Figures: autoscale.Figures{At: time.Now(), Runnable: 1, Slots: 1}}, nil
+		}})}
+	leading := newLeadership()
+	lapses := time.Now().Add(autoscale.Interval + time.Second)
+	leading.set(lapses)
+	ctx, stop := context.WithCancel(context.Background())
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		s.scale(ctx, leading)
+	}()
+	<-platform.starting
+	lapses = lapses.Add(300 * time.Millisecond) // renewed in time
+	leading.set(lapses)
+	<-platform.ended
+	if time.Now().Before(lapses) {
+		t.Error("a step ended although its lead had been renewed")
+	}
+	stop()
+	<-stopped
+	without, done := leading.during(context.Background())
+	defer done()
+	if without.Err() == nil {
+		t.Error("without a lead there is a context to act under")
 	}
 }
 

@@ -166,9 +166,30 @@ type leadership struct {
 func newLeadership() *leadership { return &leadership{} }
 
 func (l *leadership) now() bool {
+	return l.left() > 0
+}
+
+// left is for how long we lead yet, if it is not renewed.
+func (l *leadership) left() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return time.Now().Before(l.until)
+	return time.Until(l.until)
+}
+
+// during returns a context that ends with our lead. It is for what no row lock keeps a second leader from doing.
+func (l *leadership) during(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	var look func()
+	look = func() {
+		switch left := l.left(); {
+		case left <= 0:
+			cancel()
+		case ctx.Err() == nil:
+			time.AfterFunc(left, look)
+		}
+	}
+	look()
+	return ctx, cancel
 }
 
 func (l *leadership) set(until time.Time) {

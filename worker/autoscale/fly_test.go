@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -23,13 +24,17 @@ type flyApp struct {
 	faults   map[string][]int // status codes to answer next, by "METHOD action"; 0 is none, -1 acts and then cuts the connection
 	bodies   map[string][]map[string]any
 	calls    map[string]int
+	held     map[string]*held
 }
+
+// held has the next call of an action wait before it is served.
+type held struct{ arrived, release chan struct{} }
 
 const flyToken = "fm2_secret-of-the-app"
 
 func newFlyApp(t *testing.T) (*flyApp, *Fly) {
 	t.Helper()
-	app := &flyApp{t: t, now: time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC), faults: map[string][]int{}, bodies: map[string][]map[string]any{}, calls: map[string]int{}}
+	app := &flyApp{t: t, now: time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC), faults: map[string][]int{}, bodies: map[string][]map[string]any{}, calls: map[string]int{}, held: map[string]*held{}}
 	server := httptest.NewServer(app)
 	t.Cleanup(server.Close)
 	return app, NewFly(FlyConfig{BaseURL: server.URL, App: "muster", Token: flyToken, Group: "worker", Drain: 300 * time.Second, Now: func() time.Time { return app.now }})
@@ -51,13 +56,18 @@ func (a *flyApp) insert(state string, age time.Duration, config any) string {
 }
 
 func (a *flyApp) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	sent, err := io.ReadAll(r.Body) // before it waits: whoever sent it may be gone then
+	if err != nil {
+		a.t.Error(err)
+	}
 	parts := strings.Split(strings.TrimPrefix(r.URL.Path, "/v1/apps/muster/machines"), "/")
 	action := r.Method
 	if len(parts) == 3 {
 		action += " " + parts[2]
 	}
+	a.wait(action)
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.calls[action]++
 	if r.Header.Get("Authorization") != "Bearer "+flyToken {
 		a.answer(w, http.StatusUnauthorized, map[string]any{"error": "unauthenticated"})
@@ -72,8 +82,8 @@ func (a *flyApp) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	body := map[string]any{}
-	if r.Method == "POST" && r.ContentLength > 0 {
-		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+	if r.Method == "POST" && len(sent) > 0 {
+		if err := json.Unmarshal(sent, &body); err != nil {
 			a.answer(w, http.StatusBadRequest, map[string]any{"error": "invalid JSON"})
 			return
 		}
@@ -129,6 +139,26 @@ func (a *flyApp) fault(action string, statuses ...int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.faults[action] = statuses
+}
+
+// hold has the next call of an action wait until it is released.
+func (a *flyApp) hold(action string) *held {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	h := &held{make(chan struct{}), make(chan struct{})}
+	a.held[action] = h
+	return h
+}
+
+func (a *flyApp) wait(action string) {
+	a.mu.Lock()
+	h := a.held[action]
+	delete(a.held, action)
+	a.mu.Unlock()
+	if h != nil {
+		close(h.arrived)
+		<-h.release
+	}
 }
 
 func (a *flyApp) called(action string) int {
