@@ -67,18 +67,65 @@ func TestDeployFitsTheSchemas(t *testing.T) {
 	}
 }
 
-func TestAlertsAreExpressions(t *testing.T) {
-	t.Parallel()
-	var alerts struct {
-		Groups []struct {
-			Rules []struct{ Alert, Expr string }
-		}
+// alert is a rule of deploy/alerts.yaml.
+type alert struct {
+	Alert, Expr, For string
+	Labels           struct{ Severity string }
+}
+
+func alerts(t *testing.T) []alert {
+	t.Helper()
+	var file struct {
+		Groups []struct{ Rules []alert }
 	}
-	if err := yaml.Unmarshal([]byte(readDoc(t, "deploy/alerts.yaml")), &alerts); err != nil {
+	if err := yaml.Unmarshal([]byte(readDoc(t, "deploy/alerts.yaml")), &file); err != nil {
 		t.Fatal(err)
 	}
+	return file.Groups[0].Rules
+}
+
+// TestAlertsOfTheLineKeepTheirThresholds: more than 100 in line, and more than 5 minutes of waiting, are promised to be
+// told, here and in the operators' handbook.
+func TestAlertsOfTheLineKeepTheirThresholds(t *testing.T) {
+	t.Parallel()
+	rules := map[string]alert{}
+	for _, r := range alerts(t) {
+		rules[r.Alert] = r
+	}
+	handbook := readDoc(t, "docs/operations.md")
+	for _, want := range []struct{ alert, expr, lasts, severity, row string }{
+		{"MusterQueueDeep", "max by (queue) (muster_queue_depth) > 100", "5m", "ticket", "| queue deep | `%s` for 5 min |"},
+		{"MusterWaitLong", "max by (queue) (muster_oldest_wait_seconds) > 300", "1m", "page", "| wait long | `%s` for 1 min |"},
+		{"MusterAutoscaleHeld", "max(muster_autoscale_held) == 1", "5m", "ticket", "| autoscaler holds | `%s` for 5 min |"},
+	} {
+		r, ok := rules[want.alert]
+		if !ok {
+			t.Errorf("there is no alert %s", want.alert)
+			continue
+		}
+		if got := canonical(t, r.Expr); got != canonical(t, want.expr) || r.For != want.lasts || r.Labels.Severity != want.severity {
+			t.Errorf("%s is %s for %s, a %s; want %+v", want.alert, got, r.For, r.Labels.Severity, want)
+		}
+		if row := strings.ReplaceAll(want.row, "%s", want.expr); !strings.Contains(handbook, row) {
+			t.Errorf("docs/operations.md does not say %s", row)
+		}
+	}
+}
+
+// canonical writes an expression in the parser's own way, whatever its spaces.
+func canonical(t *testing.T, expr string) string {
+	t.Helper()
+	parsed, err := metricsql.Parse(expr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(parsed.AppendString(nil))
+}
+
+func TestAlertsAreExpressions(t *testing.T) {
+	t.Parallel()
 	parsed := 0
-	for _, r := range alerts.Groups[0].Rules {
+	for _, r := range alerts(t) {
 		if _, err := metricsql.Parse(r.Expr); err != nil {
 			t.Errorf("%s: %v", r.Alert, err)
 		}
