@@ -261,3 +261,38 @@ func TestTheFilesThatDocumentsNameExist(t *testing.T) {
 		}
 	}
 }
+
+// TestTracesInDocumentsAreThoseOfTheSimulations: each block of docs/reliability.md has lines of its golden trace, in their
+// order, from the first to the last; what is left out is marked.
+func TestTracesInDocumentsAreThoseOfTheSimulations(t *testing.T) {
+	t.Parallel()
+	block := regexp.MustCompile("(?m)^`(worker/autoscale/testdata/\\w+\\.trace)`[^\n]*\n(?:[^\n]+\n)*\n```text\n((?:[^`\n]*\n)+)```$")
+	shown := map[string]bool{}
+	for _, m := range block.FindAllStringSubmatch(readDoc(t, "docs/reliability.md"), -1) {
+		file := m[1]
+		shown[filepath.Base(file)] = true
+		trace, at := strings.Split(strings.TrimSuffix(readDoc(t, file), "\n"), "\n"), 0
+		cut := false
+		for line := range strings.Lines(m[2]) {
+			line = strings.TrimSuffix(line, "\n")
+			if line == "…" {
+				cut = true
+				continue
+			}
+			i := slices.Index(trace[at:], line)
+			if i < 0 || cut != (i > 0) {
+				t.Errorf("%s does not go on with %q after %d lines", file, line, at)
+				break
+			}
+			at, cut = at+i+1, false
+		}
+		if at < len(trace) && !cut {
+			t.Errorf("%s has %d more lines", file, len(trace)-at)
+		}
+	}
+	for _, name := range []string{"step", "sawtooth", "cappedflood", "metricloss", "budget"} {
+		if !shown[name+".trace"] {
+			t.Errorf("the trace of %s is not shown", name)
+		}
+	}
+}
