@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"math"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"testing"
@@ -118,11 +119,51 @@ func TestAFailureAnywhereEndsABout(t *testing.T) {
 
 func TestJain(t *testing.T) {
 	a, b := &tenant{}, &tenant{}
-	fair, unfair := starts{order: []*tenant{a, b, b, a, a, b}}, starts{order: []*tenant{a, a, a, a}}
-	if j := fair.jain(2, 1); j != 1 {
-		t.Errorf("taking turns has %v", j)
+	for name, c := range map[string]struct {
+		order []*tenant
+		want  float64
+	}{
+		"taking turns":                {[]*tenant{a, b, a, b, a, b}, 1},
+		"one of two taking all":       {[]*tenant{a, a, a, a}, 0.5},
+		"unfair once, not at a round": {[]*tenant{a, b, b, b, b, a, b, a}, 0.5},
+		"unfair at the end":           {[]*tenant{a, b, a, b, a, b, b}, 0.8},
+		"unfair in a window only":     {[]*tenant{a, b, a, b, a, a, b, b}, 0.8},
+	} {
+		if got, err := jain(c.order, 2, 2); err != nil || math.Abs(got-c.want) > 1e-9 {
+			t.Errorf("%s: %v, %v; want %v", name, got, err, c.want)
+		}
 	}
-	if j := unfair.jain(2, 2); j != 0.5 {
-		t.Errorf("one of two taking all has %v", j)
+	if j, err := jain([]*tenant{a, b, a}, 2, 2); err == nil {
+		t.Errorf("less than two rounds have %v", j)
+	}
+}
+
+// What slides along must be what counting each window anew comes to.
+func TestJainSlides(t *testing.T) {
+	const n, rounds, size = 7, 3, 21
+	all := make([]*tenant, n)
+	for i := range all {
+		all[i] = &tenant{}
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 20 {
+		order := make([]*tenant, 200)
+		for i := range order {
+			order[i] = all[random.IntN(1+random.IntN(n))]
+		}
+		want := 1.0
+		for from := 0; from+size <= len(order); from++ {
+			counts, squares := map[*tenant]float64{}, 0.0
+			for _, who := range order[from : from+size] {
+				counts[who]++
+			}
+			for _, c := range counts {
+				squares += c * c
+			}
+			want = min(want, size*size/(n*squares))
+		}
+		if got, err := jain(order, n, rounds); err != nil || math.Abs(got-want) > 1e-9 {
+			t.Fatalf("slid to %v, %v; counted %v", got, err, want)
+		}
 	}
 }
