@@ -25,7 +25,6 @@ const (
 	memoryWorkspaces        = 1_000
 	memoryFew, memoryMany   = 10_000, 1_000_000
 	redisPerTask            = "Redis, bytes per waiting task"
-	rssGrowth               = "RSS, a million waiting to ten thousand: "
 	memorySettle            = 20 * time.Second
 	memoryPause             = 200 * time.Millisecond // an agent's model call
 	memoryRequestsPerSecond = 100
@@ -58,11 +57,16 @@ func memoryMuster(h *host, scale int) []figure {
 		{"Redis, bytes per workspace in line", inLine / memoryWorkspaces, "B"},
 	}
 	for _, name := range musterProcesses {
-		figures = append(figures, figure{"RSS, 10,000 waiting: " + name, few[name], "MiB"},
+		figures = append(figures, figure{"RSS, " + backlogName(memoryFew) + " waiting: " + name, few[name], "MiB"},
 			figure{"RSS, " + backlogName(many) + " waiting: " + name, lots[name], "MiB"},
-			figure{rssGrowth + name, lots[name] / few[name], "x"})
+			figure{rssGrowth(many) + name, lots[name] / few[name], "x"})
 	}
 	return figures
+}
+
+// rssGrowth is what the ratio of a process is called by, before its name.
+func rssGrowth(many int) string {
+	return "RSS, " + backlogName(many) + " waiting to " + backlogName(memoryFew) + ": "
 }
 
 var musterProcesses = []string{"api", "worker", "scheduler"}

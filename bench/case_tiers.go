@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -54,43 +55,51 @@ func tiersMuster(h *host, scale int) []figure {
 	return figures
 }
 
+// The second part: tasks of Free take a minute, all others a second. The first half minute, in which the slots fill, does not
+// count; the next minute does. Once the others' tasks take exactly a second: what begins together then ends together, and goes
+// on doing so; the slots fall free in waves, a second and a claim apart, and a workspace that does not get into one of them
+// waits for the next. And once they take a second give or take a tenth, as no agent's are all alike.
+
 const (
-	longFree  = "Free tasks 60 s: "
-	proWait   = longFree + "p99 of Pro's wait"
-	freeGap   = longFree + "longest time without a start of Free"
-	equalWait = "Free tasks 60 s, the others' exactly 1 s: p99 of Pro's wait"
+	longFreeTask, longFreeSettle, longFreeMeasured = 60 * time.Second, 30 * time.Second, 60 * time.Second
+
+	longFreeSpread = 100 * time.Millisecond // of the others' second
+
+	proWait = "p99 of Pro's wait"
+	freeGap = "longest time without a start of Free"
 )
 
-// longFreeMuster: tasks of Free take a minute, all others a second, give or take a tenth. The first half minute, in which
-// the slots fill, does not count; the next minute does.
-func longFreeMuster(h *host, scale int) []figure {
-	w, measured := longFreeWaits(h, scale, 100*time.Millisecond)
-	return []figure{{proWait, ms(percentile(w.pro, 99)), "ms"},
-		{longFree + "starts of Pro", float64(w.starts[0]) / measured.Seconds(), "/s"},
-		{longFree + "starts of Starter", float64(w.starts[1]) / measured.Seconds(), "/s"},
-		{freeGap, w.freeGap.Seconds(), "s"}}
+// longFree is what the figures are called by, before what they tell.
+func longFree(free, spread time.Duration) string {
+	others := "exactly 1 s"
+	if spread > 0 {
+		others = fmt.Sprintf("1 s ± %d %%", 100*spread/time.Second)
+	}
+	return fmt.Sprintf("Free tasks %g s, the others' %s: ", free.Seconds(), others)
 }
 
-// equalSecondsMuster is the same with tasks of exactly a second. What begins together then ends together, and goes on doing so: the
-// slots fall free in waves, a second and a claim apart, and a workspace that does not get into one of them waits for the next.
-func equalSecondsMuster(h *host, scale int) []figure {
-	w, _ := longFreeWaits(h, scale, 0)
-	return []figure{{equalWait, ms(percentile(w.pro, 99)), "ms"}}
+func longFreeMuster(spread time.Duration) func(h *host, scale int) []figure {
+	return func(h *host, scale int) []figure {
+		cut := time.Duration(min(scale, 30)) // the others' tasks stay as long as they are
+		free, measured := longFreeTask/cut, longFreeMeasured/cut
+		w := longFreeWaits(h, free, spread, longFreeSettle/cut, measured)
+		name := longFree(free, spread)
+		return []figure{{name + proWait, ms(percentile(w.pro, 99)), "ms"},
+			{name + "starts of Pro", float64(w.starts[0]) / measured.Seconds(), "/s"},
+			{name + "starts of Starter", float64(w.starts[1]) / measured.Seconds(), "/s"},
+			{name + freeGap, w.freeGap.Seconds(), "s"}}
+	}
 }
 
-// longFreeWaits measures, with tasks of Pro and Starter that take a second, more or less by up to so much.
+// longFreeWaits measures, behind a time to settle, with tasks of Pro and Starter that take a second, more or less by up to spread.
 //
 // A workspace of Pro waits for its next start from when it could have it: it has runnable work and runs fewer than its cap.
 // That is since its last start, or since a task's end brought it below its cap, whichever came later. For Free it is told how
 // long no workspace of it started anything: its share of the slots may be held by its own tasks for a minute.
-func longFreeWaits(h *host, scale int, spread time.Duration) (w *waits, measured time.Duration) {
-	free, settle, measured := 60*time.Second, 30*time.Second, 60*time.Second
-	if scale > 1 {
-		free, settle, measured = free/3, settle/2, measured/3
-	}
+func longFreeWaits(h *host, free, spread, settle, measured time.Duration) *waits {
 	f := newFleet(h)
 	tier := saturate(f, [3]int{100, 100, 10})
-	w = &waits{since: map[*tenant]time.Time{}}
+	w := &waits{since: map[*tenant]time.Time{}}
 	for who, i := range tier {
 		w.end(who, i) // they wait from the beginning
 	}
@@ -112,7 +121,7 @@ func longFreeWaits(h *host, scale int, spread time.Duration) (w *waits, measured
 		h.Fatal("Pro started nothing")
 	}
 	slices.Sort(w.pro)
-	return w, measured
+	return w
 }
 
 // waits are measured between two calls of measure.
