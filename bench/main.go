@@ -5,7 +5,7 @@
 //	scripts/bench                     every case, 3 runs each: 25 minutes
 //	scripts/bench --case drain,flood  these only
 //	scripts/bench --quick             a tenth of the work, 1 run: to see that it works
-//	scripts/bench --runs 5 --out figures
+//	scripts/bench --runs 5 --out fig  fig.md and fig.json, instead of results.md and results.json in .muster/bench
 //	scripts/bench --docs              puts the table into docs/benchmarks.md, and the figures into bench/results.json
 //
 // Each of Muster's bouts checks its own history (check.go) and fails when it is not exact: a figure of work that was lost,
@@ -48,14 +48,17 @@ type bout struct {
 
 // result is one figure of one bout over its runs.
 type result struct {
-	Case      string    `json:"case"`
-	System    string    `json:"system"`
-	Name      string    `json:"figure"`
-	Median    float64   `json:"median"`
-	Runs      []float64 `json:"runs"`
-	Unit      string    `json:"unit"`
-	Strangers *float64  `json:"strangers"` // the most of any run, 0 to 1; null: unknown
-	Measured  string    `json:"measured"`  // the UTC day
+	Case     string    `json:"case"`
+	System   string    `json:"system"`
+	Name     string    `json:"figure"`
+	Median   float64   `json:"median"`
+	Runs     []float64 `json:"runs"`
+	Unit     string    `json:"unit"`
+	Measured string    `json:"measured"` // the UTC day
+
+	// The share of the machine that others took, 0 to 1; null: unknown.
+	Strangers      *float64   `json:"strangers"`        // the most of any run
+	StrangersByRun []*float64 `json:"strangers_by_run"` // beside Runs
 }
 
 // options is the command line.
@@ -63,7 +66,7 @@ type options struct {
 	cases []string // empty: all
 	quick bool
 	runs  int
-	out   string
+	out   string // files without their ending; "": defaultOut
 	docs  bool
 }
 
@@ -75,7 +78,8 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// Exit codes: 1 when a bout or its history fails, 2 for a wrong command line, 130 when interrupted.
+// Exit codes: 1 when a bout or its history fails, or when a full run misses what is wanted; 2 for a wrong command line, 130
+// when interrupted.
 func run(args []string, stdout, stderr io.Writer) int {
 	o, err := parse(args, stderr)
 	if errors.Is(err, flag.ErrHelp) {
@@ -95,10 +99,23 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "\nbench: interrupted; the servers are gone")
 		return 130
 	}
+	return conclude(o, os.Getenv("MUSTER_BENCH_ROOT"), results, failed, stdout, stderr) // scripts/bench sets it
+}
+
+// conclude shows and writes what was measured and returns the exit code. root is the repository.
+func conclude(o options, root string, results []result, failed bool, stdout, stderr io.Writer) int {
 	fmt.Fprint(stdout, "\n", render(results, o.quick))
-	if err := publish(o, results); err != nil {
+	files, err := publish(o, root, results)
+	if err != nil {
 		fmt.Fprintln(stderr, "bench:", err)
 		failed = true
+	}
+	fmt.Fprintf(stdout, "\nwritten: %s\n", strings.Join(files, ", "))
+	if !o.quick { // a tenth of the work proves nothing, either way
+		for _, miss := range misses(results) {
+			fmt.Fprintln(stderr, "bench: missed:", miss)
+			failed = true
+		}
 	}
 	if failed {
 		return 1
@@ -113,7 +130,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	names := flags.String("case", "", "cases, comma-separated; default all: "+strings.Join(caseNames(), ","))
 	flags.BoolVar(&o.quick, "quick", false, "a tenth of the work, one run")
 	flags.IntVar(&o.runs, "runs", 3, "runs of each case, 1 to 100")
-	flags.StringVar(&o.out, "out", "", "write OUT.md and OUT.json")
+	flags.StringVar(&o.out, "out", "", "write OUT.md and OUT.json; default "+defaultOut+" in the repository")
 	flags.BoolVar(&o.docs, "docs", false, "write the table into docs/benchmarks.md and the figures into bench/results.json; with --case these cases' rows only")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -230,7 +247,12 @@ func add(results []result, b bout, f figure, taken float64) []result {
 	r := &results[i]
 	r.Runs = append(r.Runs, f.Value)
 	r.Median = median(r.Runs)
-	if !math.IsNaN(taken) && (r.Strangers == nil || *r.Strangers < taken) {
+	if math.IsNaN(taken) {
+		r.StrangersByRun = append(r.StrangersByRun, nil)
+		return results
+	}
+	r.StrangersByRun = append(r.StrangersByRun, &taken)
+	if r.Strangers == nil || *r.Strangers < taken {
 		r.Strangers = &taken
 	}
 	return results

@@ -29,7 +29,7 @@ func render(results []result, quick bool) string {
 	if quick {
 		fmt.Fprintf(&b, ", **a quick run with a tenth of the work: not for comparing**")
 	}
-	b.WriteString(".\n\n| case | system | figure | median | runs | to Asynq | to River | wanted | | strangers' CPU |\n|---|---|---|--:|---|--:|--:|---|---|--:|\n")
+	b.WriteString(".\n\n| case | system | figure | median | runs | to Asynq | to River | wanted | | strangers' CPU, most |\n|---|---|---|--:|---|--:|--:|---|---|--:|\n")
 	for _, r := range results {
 		var each []string
 		for _, v := range r.Runs {
@@ -83,24 +83,40 @@ const (
 	tableEnds   = "<!-- bench: the table ends -->\n"
 )
 
-// publish writes what the options ask for.
-func publish(o options, results []result) error {
-	if o.out != "" {
-		if err := errors.Join(writeJSON(o.out+".json", results), os.WriteFile(o.out+".md", []byte(render(results, o.quick)), 0o644)); err != nil {
-			return err
-		}
+// defaultOut is where results.md and results.json of the last run lie, below the repository.
+const defaultOut = ".muster/bench/results"
+
+// publish writes the table and the figures, with --docs into the docs too, and says into which files.
+func publish(o options, root string, results []result) (files []string, err error) {
+	out := o.out
+	if out == "" {
+		out = filepath.Join(root, defaultOut)
 	}
+	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(os.WriteFile(out+".md", []byte(render(results, o.quick)), 0o644), writeJSON(out+".json", results)); err != nil {
+		return nil, err
+	}
+	files = []string{out + ".md", out + ".json"}
 	if !o.docs {
-		return nil
+		return files, nil
 	}
-	root := os.Getenv("MUSTER_BENCH_ROOT") // scripts/bench sets it
 	figures, page := filepath.Join(root, "bench", "results.json"), filepath.Join(root, "docs", "benchmarks.md")
-	if len(o.cases) > 0 { // the other cases' figures stay
+	if err := publishDocs(o.cases, figures, page, results); err != nil {
+		return files, err
+	}
+	return append(files, page, figures), nil
+}
+
+// publishDocs puts the table into the docs' page and the figures beside it; of a run of some cases theirs only.
+func publishDocs(cases []string, figures, page string, results []result) error {
+	if len(cases) > 0 { // the other cases' figures stay
 		old, err := readJSON(figures)
 		if err != nil {
 			return err
 		}
-		results = append(slices.DeleteFunc(old, func(r result) bool { return slices.Contains(o.cases, r.Case) }), results...)
+		results = append(slices.DeleteFunc(old, func(r result) bool { return slices.Contains(cases, r.Case) }), results...)
 		sortResults(results)
 	}
 	text, err := os.ReadFile(page)

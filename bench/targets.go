@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // What Muster has to reach, and what it aims at, on two cores.
@@ -73,7 +74,7 @@ func judge(r result, all []result) (wants, verdict string) {
 			}
 			value, unit = r.Median/all[peer].Median, "x "+t.to
 		}
-		want := t.bound(t.must) + " " + unit
+		want := strings.TrimSpace(t.bound(t.must) + " " + unit)
 		if t.aim != t.must {
 			want += ", aim " + number(t.aim)
 		}
@@ -95,6 +96,23 @@ func judge(r result, all []result) (wants, verdict string) {
 		}
 	}
 	return wants, verdict
+}
+
+// misses tells which figures of the measured cases miss what they must reach, and which have not been measured.
+func misses(results []result) (all []string) {
+	for _, r := range results {
+		if wants, verdict := judge(r, results); verdict == "missed" {
+			all = append(all, fmt.Sprintf("%s, %s: %s, wanted %s", r.Case, r.Name, strings.TrimSpace(number(r.Median)+" "+r.Unit), wants))
+		}
+	}
+	for _, t := range targets {
+		measured := func(r result) bool { return r.Case == t.Case }
+		named := func(r result) bool { return measured(r) && r.System == musterSystem && r.Name == t.Figure }
+		if slices.ContainsFunc(results, measured) && !slices.ContainsFunc(results, named) {
+			all = append(all, fmt.Sprintf("%s, %s: not measured", t.Case, t.Figure))
+		}
+	}
+	return slices.Compact(all) // a figure with two bounds
 }
 
 func (t target) holds(value, bound float64) bool {
