@@ -29,6 +29,9 @@ func newFloodAgent() *floodAgent {
 	return &floodAgent{make(chan struct{}, floodTasks), make(chan time.Time, 10)}
 }
 
+// floodUnderWay is how many of a's tasks have begun when b's come.
+func floodUnderWay(scale int) int { return min(100, floodTasks/scale/5) }
+
 func (a *floodAgent) run(ctx context.Context, b bool) {
 	if b {
 		a.firstB <- time.Now()
@@ -39,8 +42,8 @@ func (a *floodAgent) run(ctx context.Context, b bool) {
 }
 
 // wait lets a's tasks run for a while and returns when b's first began after send was called.
-func (a *floodAgent) wait(send func()) []figure {
-	for range 100 {
+func (a *floodAgent) wait(scale int, send func()) []figure {
+	for range floodUnderWay(scale) {
 		<-a.begun
 	}
 	at := time.Now()
@@ -53,7 +56,7 @@ func floodMuster(h *host, scale int) []figure {
 	ws := f.workspaces(2, "pro")
 	f.submit(ws[0], floodTasks/scale)
 	f.work(10, func(ctx context.Context, who *tenant) { agent.run(ctx, who == ws[1]) })
-	figures := agent.wait(func() { f.submit(ws[1], 10) })
+	figures := agent.wait(scale, func() { f.submit(ws[1], 10) })
 	f.check()
 	return figures
 }
@@ -63,7 +66,7 @@ func floodAsynq(h *host, scale int) []figure {
 	agent := newFloodAgent()
 	fill(h, client, floodTasks/scale, "a")
 	serve(10, asynqTuned, func(ctx context.Context, t *asynq.Task) error { agent.run(ctx, string(t.Payload()) == "b"); return nil })
-	return agent.wait(func() { fill(h, client, 10, "b") })
+	return agent.wait(scale, func() { fill(h, client, 10, "b") })
 }
 
 func floodRiver(h *host, scale int) []figure {
@@ -71,7 +74,7 @@ func floodRiver(h *host, scale int) []figure {
 	client, start := newRiver(h, 10, true, func(ctx context.Context, who string) { agent.run(ctx, who == "b") })
 	insertJobs(h, client, floodTasks/scale, "a")
 	start()
-	return agent.wait(func() { insertJobs(h, client, 10, "b") })
+	return agent.wait(scale, func() { insertJobs(h, client, 10, "b") })
 }
 
 // many: 1,000 Starter workspaces with a backlog each of 20 ms tasks, 50 slots, for a minute; then a newcomer.
@@ -91,7 +94,7 @@ func manyMuster(h *host, scale int) []figure {
 		}
 		pause(ctx, 20*time.Millisecond)
 	})
-	time.Sleep(60 * time.Second / time.Duration(scale))
+	time.Sleep(max(60*time.Second/time.Duration(scale), time.Second)) // ten rounds and more
 	at, from := time.Now(), s.len()
 	f.submit(newcomer, 1)
 	<-came
@@ -172,7 +175,7 @@ func capsFigures(took time.Duration, each int, wasted, violations float64) []fig
 
 // capsMuster: check fails at the first violation.
 func capsMuster(h *host, scale int) []figure {
-	f, each := newFleet(h), capsEach/scale
+	f, each := newFleet(h), max(1, capsEach/scale)
 	ws := f.capped(capsTenants, capsCap)
 	c := newCountdown(capsTenants * each)
 	f.work(capsSlots, func(ctx context.Context, _ *tenant) { pause(ctx, capsTask); c.tick() })
@@ -201,7 +204,7 @@ func capsAsynq(tuned bool) func(h *host, scale int) []figure {
 	}
 	return func(h *host, scale int) []figure {
 		client, serve := newAsynq(h)
-		each := capsEach / scale
+		each := max(1, capsEach/scale)
 		var wasted, violations atomic.Int64
 		c := newCountdown(capsTenants * each)
 		var semaphores, running sync.Map // by tenant

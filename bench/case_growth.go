@@ -22,8 +22,12 @@ const (
 	growthBacklog        = 100_000
 )
 
+// shrunk is a size of a full and of a quick run; a miniature run, of the tests, has less of it.
+func shrunk(n, scale int) int { return n / max(1, scale/quickScale) }
+
 // stretch measures the time and the CPU between two ticks.
 type stretch struct {
+	from, to     int
 	n            atomic.Int64
 	began, ended time.Time
 	before       cpu
@@ -31,14 +35,16 @@ type stretch struct {
 	done         chan struct{}
 }
 
-func newStretch() *stretch { return &stretch{done: make(chan struct{})} }
+func newStretch(scale int) *stretch {
+	return &stretch{from: shrunk(growthFrom, scale), to: shrunk(growthTo, scale), done: make(chan struct{})}
+}
 
 func (s *stretch) tick() {
-	switch s.n.Add(1) {
-	case growthFrom:
+	switch int(s.n.Add(1)) {
+	case s.from:
 		s.before, s.began = readCPU(), time.Now()
-	case growthTo:
-		s.ended, s.cpu = time.Now(), cpuPerTask(growthTo-growthFrom, s.before)
+	case s.to:
+		s.ended, s.cpu = time.Now(), cpuPerTask(s.to-s.from, s.before)
 		close(s.done)
 	}
 }
@@ -61,7 +67,7 @@ func compare(h *host, scale int, what string, sizes []*size) (figures []figure) 
 	for range rounds {
 		for _, z := range sizes {
 			h.inner(func(h *host) {
-				s := newStretch()
+				s := newStretch(scale)
 				z.drain(h, s)
 				<-s.done
 				z.took += s.ended.Sub(s.began)
@@ -71,7 +77,7 @@ func compare(h *host, scale int, what string, sizes []*size) (figures []figure) 
 	}
 	rates := make([]float64, len(sizes))
 	for i, z := range sizes {
-		rates[i] = float64(rounds*(growthTo-growthFrom)) / z.took.Seconds()
+		rates[i] = float64(rounds*(shrunk(growthTo, scale)-shrunk(growthFrom, scale))) / z.took.Seconds()
 		figures = append(figures, figure{"at " + z.name, rates[i], "/s"}, figure{"CPU per task at " + z.name, z.cpu / float64(rounds), "µs"})
 	}
 	return append(figures, figure{leastOfGrowth + " " + what, slices.Min(rates) / rates[0], "x"})
@@ -80,7 +86,7 @@ func compare(h *host, scale int, what string, sizes []*size) (figures []figure) 
 // backlogs are the sizes to try; a quick run leaves the largest out.
 func backlogs(scale int) []int {
 	if scale > 1 {
-		return []int{growthSmallest, 100_000}
+		return []int{shrunk(growthSmallest, scale), shrunk(100_000, scale)}
 	}
 	return []int{growthSmallest, 100_000, 1_000_000}
 }
@@ -88,10 +94,10 @@ func backlogs(scale int) []int {
 func growthMuster(h *host, scale int) []figure {
 	var byBacklog, byWorkspaces []*size
 	for _, n := range backlogs(scale) {
-		byBacklog = append(byBacklog, &size{name: backlogName(n) + " waiting", drain: growthAt(growthWorkspaces, n)})
+		byBacklog = append(byBacklog, &size{name: backlogName(n) + " waiting", drain: growthAt(shrunk(growthWorkspaces, scale), n)})
 	}
-	for _, n := range []int{100, 10_000} {
-		byWorkspaces = append(byWorkspaces, &size{name: backlogName(n) + " workspaces", drain: growthAt(n, growthBacklog)})
+	for _, n := range []int{shrunk(100, scale), shrunk(10_000, scale)} {
+		byWorkspaces = append(byWorkspaces, &size{name: backlogName(n) + " workspaces", drain: growthAt(n, shrunk(growthBacklog, scale))})
 	}
 	return append(compare(h, scale, "backlog", byBacklog), compare(h, scale, "number of workspaces", byWorkspaces)...)
 }
@@ -126,7 +132,7 @@ func growthRiver(h *host, scale int) []figure {
 // growthOfPeer: the peers know no workspaces, and their two sizes tell whether they are flat.
 func growthOfPeer(h *host, scale int, start func(h *host, n int, s *stretch)) []figure {
 	var sizes []*size
-	for _, n := range []int{growthSmallest, 100_000} {
+	for _, n := range []int{shrunk(growthSmallest, scale), shrunk(100_000, scale)} {
 		sizes = append(sizes, &size{name: backlogName(n) + " waiting", drain: func(h *host, s *stretch) { start(h, n, s) }})
 	}
 	return compare(h, scale, "backlog", sizes)

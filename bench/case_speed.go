@@ -42,9 +42,10 @@ func percentiles(waits []time.Duration) []figure {
 const drainTasks, drainWorkspaces = 50_000, 200
 
 func drainMuster(h *host, scale int) []figure {
-	f, n := newFleet(h), drainTasks/scale
+	f, each := newFleet(h), drainTasks/drainWorkspaces/scale
+	n := each * drainWorkspaces
 	for _, t := range f.clones(drainWorkspaces, "pro") {
-		f.submit(t, n/drainWorkspaces)
+		f.submit(t, each)
 	}
 	c, before, began := newCountdown(n), readCPU(), time.Now()
 	f.work(100, func(context.Context, *tenant) { c.tick() })
