@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/generic-corp/muster/store"
 )
@@ -98,6 +100,29 @@ func TestIdempotency(t *testing.T) {
 		}
 		c.post("/v1/tasks", map[string]any{"prompt": "a"}, headers{"Idempotency-Key": strings.Repeat("k", 255)}).want(202)
 	})
+}
+
+// A client that has had no answer asks again, perhaps for so long that its tasks have expired meanwhile.
+func TestTheRepeatOfASubmitIsRecognisedWhenItsTasksHaveExpired(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64 // of the API's clock
+	w := newWorld(t, func(c *Config) { c.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) } })
+	c := w.owner("pro")
+	soon := map[string]any{"prompt": "a", "expires_at": time.Now().Add(time.Minute)}
+	for path, body := range map[string]any{"/v1/tasks": soon, "/v1/tasks/batch": map[string]any{"tasks": []any{soon}}} {
+		first := c.post(path, body, headers{"Idempotency-Key": "k"}).want(202)
+		ahead.Store(int64(2 * time.Minute))
+		again := c.post(path, body, headers{"Idempotency-Key": "k"}).want(202)
+		if again.header.Get("Idempotent-Replayed") != "true" || string(again.body) != string(first.body) {
+			t.Errorf("%s: %v %s, want %s again", path, again.header, again.body, first.body)
+		}
+		for _, key := range []headers{{"Idempotency-Key": "late"}, nil} {
+			if got := c.post(path, body, key).problem(probInvalid).fields(); len(got) != 1 || !strings.HasSuffix(got[0], "expires_at") {
+				t.Errorf("%s, too late: %v", path, got)
+			}
+		}
+		ahead.Store(0)
+	}
 }
 
 func TestNothingOfAnotherWorkspaceIsShown(t *testing.T) {

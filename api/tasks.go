@@ -37,7 +37,7 @@ type listAttemptsParams struct {
 }
 
 func (s *Server) createTask(q *request) (answer, error) {
-	body, err := bind(q, func(b *newTaskBody, f *faults) { b.check("", s.Now(), f) })
+	body, err := bind(q, func(b *newTaskBody, f *faults) { b.check("", f) })
 	if err != nil {
 		return answer{}, err
 	}
@@ -55,7 +55,7 @@ func (s *Server) createTasks(q *request) (answer, error) {
 	at := func(i int) string { return fmt.Sprintf("tasks[%d].", i) }
 	body, err := bind(q, func(b *newTasksBody, f *faults) {
 		for i := range b.Tasks {
-			b.Tasks[i].check(at(i), s.Now(), f)
+			b.Tasks[i].check(at(i), f)
 		}
 	})
 	if err != nil {
@@ -79,6 +79,9 @@ func (s *Server) submit(q *request, bodies []newTaskBody, at func(int) string, s
 	}
 	if len(q.gin.Request.Header.Values("Idempotency-Key")) > 0 {
 		return s.work(q, true, func(w *store.Work) (answer, error) {
+			if err := checkExpiry(bodies, at, s.Now()); err != nil {
+				return answer{}, err
+			}
 			if err := s.mayRun(q, w.Allowance, models...); err != nil {
 				return answer{}, err
 			}
@@ -88,6 +91,9 @@ func (s *Server) submit(q *request, bodies []newTaskBody, at func(int) string, s
 			}
 			return show(views), nil
 		})
+	}
+	if err := checkExpiry(bodies, at, s.Now()); err != nil {
+		return answer{}, err
 	}
 	ask := func(ctx context.Context) (store.Allowance, error) { return s.Store.Allowance(ctx, q.id.Workspace) }
 	if err := s.mayRun(q, ask, models...); err != nil {
