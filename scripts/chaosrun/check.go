@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 )
 
@@ -16,26 +15,44 @@ type violation struct{ Rule, Detail string }
 
 // The rules.
 const (
-	ruleLost     = "lost: an acknowledged task reaches its one final state"
-	ruleDouble   = "double: one request makes one task, and a task succeeds once"
-	ruleCap      = "cap: never more leases of a workspace than its cap"
-	ruleCalls    = "calls: agents run under a lease, and beyond the cap only where a lost lease's call was already on its way"
-	ruleSurvive  = "survival: an attempt is cut short only where something was done to its worker"
-	ruleMetering = "metering: each ended lease is one attempt with one row, and the sums agree"
-	ruleProcess  = "processes: none ends by itself"
+	ruleLost      = "lost: an acknowledged task reaches its one final state"
+	ruleDouble    = "double: one request makes one task, and a task succeeds once"
+	ruleCap       = "cap: never more leases of a workspace than its cap"
+	ruleCalls     = "calls: agents run under a lease, and beyond the cap only where a lost lease's call was already on its way"
+	ruleSurvive   = "survival: an attempt is cut short only where something was done to its worker, or its customer canceled it"
+	ruleCancel    = "cancel: what was canceled ends so, unless its end came first, and is never started again"
+	ruleRetry     = "retry: an outage costs one attempt and a wait; a customer's retry brings a task back once"
+	ruleTimes     = "times: nothing starts before its run_at or after its expires_at, and what starts is the best of its workspace"
+	ruleSchedules = "schedules: each occurrence is decided once, and sends one task or says why not"
+	ruleWebhooks  = "webhooks: each end of a task is told, signed, under one id, and nothing else is"
+	ruleMetering  = "metering: each ended lease is one attempt with one row, billed as it ended, and the sums agree"
+	ruleProcess   = "processes: none ends by itself"
 )
+
+var rules = []string{ruleLost, ruleDouble, ruleCap, ruleCalls, ruleSurvive, ruleCancel, ruleRetry, ruleTimes, ruleSchedules, ruleWebhooks, ruleMetering, ruleProcess}
 
 // tally is what a checked history amounts to.
 type tally struct {
 	Submitted, Acknowledged int
-	Replays                 int // acknowledged requests whose first answer had been lost
+	Refused                 int // because they would have expired by then
+	Replays                 int // tasks of acknowledged requests whose first answer had been lost
 	Succeeded, Failed       int // as they should have
 	Suspects                int // failed because too many workers died under them
+	Canceled                int
+	Stopped                 int // of those: while they ran
+	Beaten                  int // had a cancel acknowledged, and ended otherwise first
+	Expired                 int
+	OutOfReach              int // failed because the model server was out for all their attempts
+	Retried                 int // by their customer
+	Later, Ranked           int // had a run_at; a priority
 	Attempts, Crashed       int
+	Outages                 int // attempts that ended because the model server was out
 	Calls                   int
 	Overlaps                int // calls that were on their way when their lease was taken away, and met the next attempt's
 	Late                    int // calls of a stopped or cut worker that went out after its lease had been taken away
 	MostAtOnce              int // calls, over all workspaces
+	Sent, Missed            int // occurrences of schedules
+	Told, ToldAgain         int // ends of tasks; more than once, under their id
 	Violations              []violation
 }
 
@@ -45,16 +62,23 @@ func (t *tally) broken(rule, format string, args ...any) {
 
 // check reads a whole history.
 func check(events []event) *tally {
-	c := &checker{tally: &tally{}, caps: map[string]int{}, names: map[string]string{}, want: map[int]string{}, wsOf: map[int]string{}, keys: map[string]map[string]bool{},
-		ackedTasks: map[string]int{}, finals: map[string][]event{}, stored: map[int][]event{}, procs: map[int]string{}, workers: map[string]string{},
-		leases: map[string]*leaseLife{}, attempts: map[string]event{}, rows: map[string][]event{}, hits: map[string][]event{}}
+	c := &checker{tally: &tally{}, caps: map[string]int{}, names: map[string]string{}, want: map[int]event{}, keys: map[string]map[string]bool{}, refused: map[int]bool{},
+		ackedTasks: map[string]int{}, finals: map[string][]event{}, stored: map[int][]event{}, lives: map[string]*life{}, procs: map[int]string{}, workers: map[string]string{},
+		leases: map[string]*leaseLife{}, attempts: map[string]event{}, rows: map[string][]event{}, hits: map[string][]event{}, troubles: map[int]*trouble{},
+		demands: map[string]*demand{}, hooked: map[string]bool{}, told: map[string]map[string]string{}, schedules: map[string]*schedule{}, byCall: map[int64]*call{}}
 	for _, e := range events {
 		c.read(e)
 	}
-	c.tasks()
+	slices.SortFunc(c.log, func(a, b event) int { return int(a.Seq - b.Seq) })
 	c.leaseLog()
+	c.live()
+	c.tasks()
+	c.asked()
 	c.metering()
 	c.callsAndLeases()
+	c.outages()
+	c.occurrences()
+	c.webhooks()
 	return c.tally
 }
 
@@ -62,28 +86,35 @@ type checker struct {
 	*tally
 	caps       map[string]int             // workspace's id → cap
 	names      map[string]string          // workspace's id → name
-	want       map[int]string             // task's number → the final state that it asks for
-	wsOf       map[int]string             // task's number → workspace's name
+	want       map[int]event              // task's number → as it was submitted
 	keys       map[string]map[string]bool // idempotency key and number → tasks named in acknowledgements
+	refused    map[int]bool               // by number
 	ackedTasks map[string]int             // task → number
 	finals     map[string][]event         // by task
 	stored     map[int][]event            // by number
 	procs      map[int]string             // pid → process
 	workers    map[string]string          // the ledger's worker → process
-	log        []event                    // of leases
+	log        []event                    // what the ledger's triggers noted
+	lives      map[string]*life           // by task
 	leases     map[string]*leaseLife
 	attempts   map[string]event   // by lease
 	rows       map[string][]event // by lease
 	quotas     []event
 	hits       map[string][]event // by process
+	troubles   map[int]*trouble   // by firing
 	calls      []*call
 	byCall     map[int64]*call
+	demands    map[string]*demand           // by key
+	hooked     map[string]bool              // by workspace's name
+	told       map[string]map[string]string // task → webhook-id → status
+	schedules  map[string]*schedule         // by id
 }
 
 // leaseLife is a lease as the ledger's trigger saw it.
 type leaseLife struct {
 	granted, ended event // ended.Seq is 0 while it lasts
 	proc           string
+	called         bool // the model server saw a call under it
 }
 
 // call is an agent's call at the model server.
@@ -102,7 +133,10 @@ func (c *checker) read(e event) {
 		c.broken(ruleProcess, "%s: %s", e.Proc, e.Note)
 	case submitted:
 		c.Submitted++
-		c.want[e.N], c.wsOf[e.N] = e.Want, e.WS
+		c.want[e.N] = e
+	case refused:
+		c.Refused++
+		c.refused[e.N] = true
 	case acked:
 		c.Acknowledged++
 		if e.Replayed {
@@ -117,15 +151,21 @@ func (c *checker) read(e event) {
 	case final:
 		c.finals[e.Task] = append(c.finals[e.Task], e)
 	case stored:
-		c.stored[e.N] = append(c.stored[e.N], e)
+		if e.Schedule == "" { // which sends the same each time
+			c.stored[e.N] = append(c.stored[e.N], e)
+		}
+		c.lifeOf(e.Task).stored = e
 	case worker:
 		c.workers[e.Worker] = c.procs[e.PID]
-	case leased, released:
+	case leased, released, stopping, over, requeued:
 		c.log = append(c.log, e)
 	case attempted:
 		c.Attempts++
-		if e.Status == "crashed" {
+		switch e.Status {
+		case "crashed":
 			c.Crashed++
+		case "retry":
+			c.Outages++
 		}
 		if _, ok := c.attempts[e.Lease]; ok {
 			c.broken(ruleMetering, "lease %s is booked twice", e.Lease)
@@ -139,15 +179,20 @@ func (c *checker) read(e event) {
 		c.hits[e.Proc] = append(c.hits[e.Proc], e)
 	case started:
 		c.Calls++
-		if c.byCall == nil {
-			c.byCall = map[int64]*call{}
-		}
 		c.byCall[e.Call] = &call{start: e}
 		c.calls = append(c.calls, c.byCall[e.Call])
 	case ended:
 		if one := c.byCall[e.Call]; one != nil {
 			one.end = e
 		}
+	case faultOn, faultOff, recovered:
+		c.readTrouble(e)
+	case asks, settled:
+		c.readDemand(e)
+	case hooked, told:
+		c.readTold(e)
+	case planned, ceased, occurred:
+		c.readSchedule(e)
 	}
 }
 
@@ -162,17 +207,14 @@ func (c *checker) tasks() {
 		if len(rows) > 1 {
 			c.broken(ruleDouble, "the ledger holds %d tasks of request %d", len(rows), n)
 		}
-		if c.want[n] == "" {
-			c.broken(ruleDouble, "the ledger holds a task that nobody sent: %d", n)
+		if c.want[n].What == "" || c.refused[n] {
+			c.broken(ruleDouble, "the ledger holds a task that nobody sent, or that was refused: %d", n)
 		}
 	}
-	succeeded, crashes := map[string]int{}, map[string]int{}
+	succeeded := map[string]int{}
 	for _, a := range c.attempts {
-		switch a.Status {
-		case "succeeded":
+		if a.Status == "succeeded" {
 			succeeded[a.Task]++
-		case "crashed":
-			crashes[a.Task]++
 		}
 	}
 	for task, n := range succeeded {
@@ -186,12 +228,28 @@ func (c *checker) tasks() {
 			c.broken(ruleLost, "%s of request %d is shown %d times at the end", task, n, len(finals))
 			continue
 		}
-		f := finals[0]
+		f, l := finals[0], c.lifeOf(task)
+		if f.Status != l.end.Status || f.Code != l.end.Code {
+			c.broken(ruleLost, "%s of request %d is %s %s at the end, by the ledger's notes %q %s", task, n, f.Status, f.Code, l.end.Status, l.end.Code)
+			continue
+		}
+		if c.want[n].RunAt != 0 {
+			c.Later++
+		}
+		if c.want[n].Priority != 0 {
+			c.Ranked++
+		}
 		switch {
-		case f.Status != c.want[n] && f.Code == "worker_crashed" && crashes[task] >= leastCrashes:
+		case f.Status == "canceled":
+			c.Canceled++
+		case f.Code == "expired":
+			c.Expired++
+		case f.Code == "worker_crashed":
 			c.Suspects++
-		case f.Status != c.want[n]:
-			c.broken(ruleLost, "%s of request %d is %s %s at the end, want %s", task, n, f.Status, f.Code, c.want[n])
+		case f.Code == codeOutage:
+			c.OutOfReach++
+		case f.Status != c.want[n].Want:
+			c.broken(ruleLost, "%s of request %d is %s %s at the end, want %s", task, n, f.Status, f.Code, c.want[n].Want)
 		case f.Status == "succeeded":
 			c.Succeeded++
 			if succeeded[task] != 1 {
@@ -203,12 +261,8 @@ func (c *checker) tasks() {
 	}
 }
 
-// leastCrashes: a task that was running in so many dead workers may be failed for it.
-const leastCrashes = 3
-
 // leaseLog replays the grants and ends of leases as the ledger ordered them, under each workspace's lock.
 func (c *checker) leaseLog() {
-	slices.SortFunc(c.log, func(a, b event) int { return int(a.Seq - b.Seq) })
 	held := map[string]map[string]bool{} // workspace → tasks
 	for _, e := range c.log {
 		ws := held[e.Workspace]
@@ -221,6 +275,8 @@ func (c *checker) leaseLog() {
 				l.ended = e
 			}
 			delete(ws, e.Task)
+		}
+		if e.What != leased {
 			continue
 		}
 		if ws[e.Task] {
@@ -238,6 +294,9 @@ func (c *checker) leaseLog() {
 		}
 	}
 }
+
+// billed says which outcomes a customer pays for; a failed attempt only when the fault was the customer's own.
+var billed = map[string]bool{"succeeded": true, "timeout": true, "canceled": true, "retry": false, "crashed": false, "handed_back": false}
 
 // metering: one attempt and one row for each lease that ended, and the sums that customers see.
 func (c *checker) metering() {
@@ -258,8 +317,8 @@ func (c *checker) metering() {
 		if a.Billable {
 			used[c.names[a.Workspace]] += a.Used
 		}
-		if a.Billable && a.Status == "crashed" {
-			c.broken(ruleMetering, "the crashed attempt %s is billable", id)
+		if bill, known := billed[a.Status]; known && a.Billable != bill {
+			c.broken(ruleMetering, "the attempt %s, which is %s, is billable: %t", id, a.Status, a.Billable)
 		}
 	}
 	for id := range c.rows {
@@ -271,130 +330,5 @@ func (c *checker) metering() {
 		if used[q.WS] != q.Used {
 			c.broken(ruleMetering, "%s is shown %d ms, its billable attempts used %d", q.WS, q.Used, used[q.WS])
 		}
-	}
-}
-
-// hit says whether something was done to the process before the given time that may take its agents away.
-func (c *checker) hit(proc string, before int64) bool {
-	return slices.ContainsFunc(c.hits[proc], func(e event) bool { return e.At <= before })
-}
-
-// observed is how late the log of leases may have been read, milliseconds.
-const observed = 2_000
-
-// callsAndLeases holds what the model server saw against the leases.
-func (c *checker) callsAndLeases() {
-	c.assignLeases()
-	taskOf := map[int]string{}
-	for n, rows := range c.stored {
-		taskOf[n] = rows[0].Task
-	}
-	open := map[int64]*call{}
-	type moment struct {
-		at    int64
-		start bool
-		call  *call
-	}
-	var moments []moment
-	for _, one := range c.calls {
-		moments = append(moments, moment{one.start.At, true, one})
-		if one.end.What == "" {
-			c.broken(ruleCalls, "a call of request %d never ended", one.start.N)
-			continue
-		}
-		moments = append(moments, moment{one.end.At, false, one})
-		if one.end.Gone && !c.hit(one.start.Proc, one.end.At) {
-			c.broken(ruleSurvive, "a running agent of request %d was canceled in %s, to which nothing had been done", one.start.N, one.start.Proc)
-		}
-	}
-	slices.SortStableFunc(moments, func(a, b moment) int {
-		if a.at != b.at {
-			return int(a.at - b.at)
-		}
-		if a.start != b.start && !a.start { // within a millisecond ends come first
-			return -1
-		}
-		return 0
-	})
-	for _, m := range moments {
-		if !m.start {
-			delete(open, m.call.start.Call)
-			continue
-		}
-		open[m.call.start.Call] = m.call
-		c.MostAtOnce = max(c.MostAtOnce, len(open))
-		c.atOnce(m.call, slices.Collect(maps.Values(open)), taskOf)
-	}
-	for id, a := range c.attempts {
-		l := c.leases[id]
-		if l != nil && a.Status == "crashed" && !c.hit(l.proc, l.ended.At) {
-			c.broken(ruleSurvive, "an attempt of %s counts as crashed in %s, to which nothing had been done", a.Task, l.proc)
-		}
-	}
-}
-
-// assignLeases finds the lease under which each call was made: the last one of its task in its process that had been
-// granted by then.
-func (c *checker) assignLeases() {
-	byRun := map[string][]*leaseLife{} // task and process
-	for _, l := range c.leases {
-		run := l.granted.Task + " " + l.proc
-		byRun[run] = append(byRun[run], l)
-	}
-	for _, runs := range byRun {
-		slices.SortFunc(runs, func(a, b *leaseLife) int { return int(a.granted.Seq - b.granted.Seq) })
-	}
-	for _, one := range c.calls {
-		rows := c.stored[one.start.N]
-		if len(rows) == 0 {
-			c.broken(ruleCalls, "an agent runs for request %d, of which the ledger has no task", one.start.N)
-			continue
-		}
-		for i, l := range byRun[rows[0].Task+" "+one.start.Proc] {
-			if i == 0 || l.granted.At <= one.start.At+observed {
-				one.lease = l
-			}
-		}
-		if one.lease == nil {
-			c.broken(ruleCalls, "an agent ran request %d in %s without a lease", one.start.N, one.start.Proc)
-		}
-	}
-}
-
-// atOnce looks at what runs at the start of a call.
-func (c *checker) atOnce(one *call, open []*call, taskOf map[int]string) {
-	if one.lease == nil {
-		return
-	}
-	if gone := one.lease.ended; gone.Seq != 0 && gone.At < one.start.At {
-		if c.hit(one.start.Proc, one.start.At) {
-			c.Late++
-		} else {
-			c.broken(ruleCalls, "request %d was run in %s %d ms after its lease had ended", one.start.N, one.start.Proc, one.start.At-gone.At)
-		}
-	}
-	latest := int64(0)
-	var mates []*call // of the same workspace
-	for _, o := range open {
-		if o.lease != nil && o.lease.granted.Workspace == one.lease.granted.Workspace {
-			mates = append(mates, o)
-			latest = max(latest, o.lease.granted.Seq)
-		}
-	}
-	valid := 0
-	for _, o := range mates {
-		if fenced := o.lease.ended.Seq; fenced != 0 && fenced < latest {
-			if o != one && o.start.N == one.start.N {
-				c.Overlaps++
-			}
-			continue
-		}
-		valid++
-		if o != one && o.start.N == one.start.N {
-			c.broken(ruleCalls, "two calls of request %d run at once under leases that both count", one.start.N)
-		}
-	}
-	if most := c.caps[one.lease.granted.Workspace]; valid > most {
-		c.broken(ruleCalls, "%d agents of %s run at once, its cap is %d", valid, c.names[one.lease.granted.Workspace], most)
 	}
 }

@@ -16,26 +16,47 @@ import (
 const (
 	began     = "begin"     // Note: options
 	workspace = "workspace" // WS, Workspace (its id in the ledger), Cap
+	hooked    = "hook"      // WS: its customer's server is told of each task's end, from now on
 	process   = "process"   // Proc, PID: a muster process started
 	exited    = "exited"    // Proc: it ended although nobody had ended it
-	submitted = "submit"    // N, Key, WS, Want: the first request for the task is about to be sent
-	answered  = "answer"    // Key, Status, Took: an answer, or none (0), to a request
-	acked     = "ack"       // N, Key, Task: a 202 that names the task; Replayed
-	abandoned = "abandon"   // N, Key: the client gave up asking
-	started   = "start"     // Call, N, WS, Proc, Sleep: an agent's call reached the model server
-	ended     = "end"       // Call: the call was answered, or Gone: its client had left
+
+	// What customers do.
+	submitted = "submit"     // N, Key, WS, Want, Group, Priority, Attempts, RunAt, ExpiresAt: the first request for the task is about to be sent
+	answered  = "answer"     // Key, Status, Took: an answer, or none (0), to a request
+	acked     = "ack"        // N, Key, Task: a 202 that names the task; Replayed
+	refused   = "refused"    // N, Key: a 422, since the task would have expired by now
+	abandoned = "abandon"    // N, Key: the client gave up asking
+	asks      = "ask"        // Key, Kind, WS, Task or Group: the first request to cancel or to retry is about to be sent
+	settled   = "settled"    // Key, Status, Becomes, Count: its answer
+	planned   = "plan"       // Schedule, WS: a schedule of every minute was made
+	ceased    = "cease"      // Schedule: it was paused
+	told      = "told"       // WS, Hook, Task, Status, Note: their server took an event; what was wrong with it
+	final     = "final"      // Task, WS, Status, Code, Schedule: at the end, as the customer reads it over HTTP
+	occurred  = "occurrence" // Schedule, From, Until, Count, Status, Code, Task: likewise
+	quota     = "quota"      // WS, Used: agent time used this month, likewise
+
+	// What the model server sees.
+	started = "start" // Call, N, WS, Proc, Sleep: an agent's call reached it
+	ended   = "end"   // Call, Status: the call was answered, or Gone: its client had left
+
+	// What is done to it all.
 	faultOn   = "fault"     // Fault, Number
 	faultHit  = "hit"       // Fault, Number, Proc: what runs in this process may be taken away, from now on
 	faultOff  = "lifted"    // Fault, Number
 	recovered = "recovered" // Fault, Number, Took
-	leased    = "leased"    // Seq, Workspace, Task, Lease, Worker, Running: as the ledger's trigger noted it
-	released  = "released"  // the same, of a lease that ended
-	worker    = "worker"    // Worker, PID: a row of the ledger
-	final     = "final"     // Task, WS, Status, Code: as the customer reads it over HTTP
-	stored    = "task"      // N, Task, Status, Attempt: a row of the ledger
-	attempted = "attempt"   // Lease, Task, Workspace, Worker, Status (outcome), Used, Billable
-	metered   = "metered"   // Lease, Workspace, Used, Billable: a row of the meter agent_ms
-	quota     = "quota"     // WS, Used: agent time used this month, as the customer reads it over HTTP
+
+	// What the ledger's triggers note, in its order: Seq, Clock, Begun, Workspace, Task, and:
+	leased   = "leased"   // Lease, Worker, Running, PassedOver
+	released = "released" // Lease, Worker, Running: a lease ended
+	stopping = "stopping" // a task that runs was asked to stop
+	over     = "over"     // Status, Code: the task ended
+	requeued = "requeued" // it is in line again
+
+	// What the ledger holds.
+	worker    = "worker"  // Worker, PID
+	stored    = "task"    // N, Task, Status, Attempt, Schedule
+	attempted = "attempt" // Lease, Task, Workspace, Worker, Status (outcome), Used, Billable
+	metered   = "metered" // Lease, Workspace, Used, Billable: a row of the meter agent_ms
 	finished  = "finish"
 )
 
@@ -69,6 +90,22 @@ type event struct {
 	Number    int    `json:"number,omitempty"`
 	Took      int64  `json:"took_ms,omitempty"`
 	Note      string `json:"note,omitempty"`
+
+	Kind       string `json:"kind,omitempty"`          // kindCancel or kindRetry
+	Group      string `json:"group,omitempty"`         // of tasks that are canceled or retried together, by their metadata
+	Becomes    string `json:"becomes,omitempty"`       // the task's status in the answer
+	Count      int    `json:"count,omitempty"`         // of tasks or occurrences
+	Priority   int    `json:"priority,omitempty"`      // -100 to 100
+	Attempts   int    `json:"attempts,omitempty"`      // at most
+	RunAt      int64  `json:"run_at_ms,omitempty"`     // Unix time, as all of these; 0: none
+	ExpiresAt  int64  `json:"expires_at_ms,omitempty"` // 0: none
+	Clock      int64  `json:"clock_ms,omitempty"`      // the ledger's
+	Begun      int64  `json:"begun_ms,omitempty"`      // the ledger's when the transaction began, by which it decides
+	PassedOver int    `json:"passed_over,omitempty"`   // tasks of higher priority that could have started instead
+	Schedule   string `json:"schedule,omitempty"`
+	From       int64  `json:"from_ms,omitempty"` // the occurrence, or the first of a span
+	Until      int64  `json:"until_ms,omitempty"`
+	Hook       string `json:"hook,omitempty"` // webhook-id
 }
 
 // history is the append-only record of a run: a file of one JSON object per line, and the same in memory. Each event is

@@ -16,27 +16,43 @@ import (
 	"github.com/generic-corp/muster/store"
 )
 
-// The run looks into the ledger as the superuser, over connections of its own that no fault cuts, and has one trigger in
-// it, which notes each lease in the transaction that grants or ends it. All of a workspace's leases change under the lock
-// of its load row, so the trigger's numbers are their order.
-const leaseTrigger = `
+// The run looks into the ledger as the superuser, over connections of its own that no fault cuts, and has triggers in it,
+// which note each lease, each task's end, return and request to stop, in the transaction that makes it so. All of these change
+// under the lock of their workspace's load row, so the numbers of the notes are their order; and what could have started
+// instead of a task, when its lease is given, is what the claim could see.
+const noteTriggers = `
 CREATE SCHEMA chaos;
-CREATE TABLE chaos.leases (seq bigserial PRIMARY KEY, what text NOT NULL, workspace_id uuid NOT NULL, task_id uuid NOT NULL,
-	lease_id uuid NOT NULL, worker_id uuid NOT NULL, running integer NOT NULL);
-CREATE FUNCTION chaos.note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+CREATE TABLE chaos.notes (seq bigserial PRIMARY KEY, what text NOT NULL, workspace_id uuid NOT NULL, task_id uuid NOT NULL,
+	lease_id uuid, worker_id uuid, running integer NOT NULL DEFAULT 0, passed_over integer NOT NULL DEFAULT 0, status text NOT NULL DEFAULT '',
+	code text NOT NULL DEFAULT '', clock timestamptz NOT NULL DEFAULT clock_timestamp(), begun timestamptz NOT NULL DEFAULT now());
+CREATE FUNCTION chaos.note_lease() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
 BEGIN
 	IF TG_OP = 'INSERT' THEN
-		INSERT INTO chaos.leases (what, workspace_id, task_id, lease_id, worker_id, running) SELECT 'leased', NEW.workspace_id, NEW.task_id, NEW.id,
-			NEW.worker_id, count(*) FROM public.leases l WHERE l.workspace_id = NEW.workspace_id;
+		INSERT INTO chaos.notes (what, workspace_id, task_id, lease_id, worker_id, running, passed_over) SELECT 'leased', NEW.workspace_id, NEW.task_id,
+			NEW.id, NEW.worker_id, (SELECT count(*) FROM public.leases l WHERE l.workspace_id = NEW.workspace_id),
+			(SELECT count(*) FROM public.tasks t WHERE t.workspace_id = NEW.workspace_id AND t.status = 'queued' AND t.priority > mine.priority
+				AND (t.expires_at IS NULL OR t.expires_at > now())
+				AND NOT EXISTS (SELECT 1 FROM public.leases l WHERE l.workspace_id = t.workspace_id AND l.task_id = t.id))
+			FROM public.tasks mine WHERE mine.workspace_id = NEW.workspace_id AND mine.id = NEW.task_id;
 	ELSE
-		INSERT INTO chaos.leases (what, workspace_id, task_id, lease_id, worker_id, running) SELECT 'released', OLD.workspace_id, OLD.task_id, OLD.id,
+		INSERT INTO chaos.notes (what, workspace_id, task_id, lease_id, worker_id, running) SELECT 'released', OLD.workspace_id, OLD.task_id, OLD.id,
 			OLD.worker_id, count(*) FROM public.leases l WHERE l.workspace_id = OLD.workspace_id;
 	END IF;
 	RETURN NULL;
 END $$;
-CREATE TRIGGER chaos_note AFTER INSERT OR DELETE ON public.leases FOR EACH ROW EXECUTE FUNCTION chaos.note();`
+CREATE TRIGGER chaos_note AFTER INSERT OR DELETE ON public.leases FOR EACH ROW EXECUTE FUNCTION chaos.note_lease();
+CREATE FUNCTION chaos.note_task() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+	INSERT INTO chaos.notes (what, workspace_id, task_id, status, code) VALUES (CASE
+		WHEN NEW.finished_at IS NOT DISTINCT FROM OLD.finished_at THEN 'stopping' WHEN NEW.finished_at IS NULL THEN 'requeued' ELSE 'over' END,
+		NEW.workspace_id, NEW.id, NEW.status, coalesce(NEW.error->>'code', ''));
+	RETURN NULL;
+END $$;
+CREATE TRIGGER chaos_note AFTER UPDATE ON public.tasks FOR EACH ROW
+	WHEN (OLD.finished_at IS DISTINCT FROM NEW.finished_at OR OLD.cancel_requested_at IS DISTINCT FROM NEW.cancel_requested_at)
+	EXECUTE FUNCTION chaos.note_task();`
 
-// watcher copies the trigger's notes and the ledger's workers into the history while the run goes on.
+// watcher copies the triggers' notes and the ledger's workers into the history while the run goes on.
 type watcher struct {
 	db   *sqlx.DB
 	hist *history
@@ -54,8 +70,8 @@ const (
 )
 
 func newWatcher(ctx context.Context, db *sqlx.DB, h *history) (*watcher, error) {
-	if _, err := db.ExecContext(ctx, leaseTrigger); err != nil {
-		return nil, fmt.Errorf("put the trigger on leases: %w", err)
+	if _, err := db.ExecContext(ctx, noteTriggers); err != nil {
+		return nil, fmt.Errorf("put the triggers on leases and tasks: %w", err)
 	}
 	return &watcher{db: db, hist: h, seen: map[int64]bool{}, workers: map[uuid.UUID]bool{}}, nil
 }
@@ -90,16 +106,21 @@ func (w *watcher) look(ctx context.Context, back int64) error {
 		}
 	}
 	var rows []struct {
-		Seq       int64     `db:"seq"`
-		What      string    `db:"what"`
-		Workspace uuid.UUID `db:"workspace_id"`
-		Task      uuid.UUID `db:"task_id"`
-		Lease     uuid.UUID `db:"lease_id"`
-		Worker    uuid.UUID `db:"worker_id"`
-		Running   int       `db:"running"`
+		Seq        int64         `db:"seq"`
+		What       string        `db:"what"`
+		Workspace  uuid.UUID     `db:"workspace_id"`
+		Task       uuid.UUID     `db:"task_id"`
+		Lease      uuid.NullUUID `db:"lease_id"`
+		Worker     uuid.NullUUID `db:"worker_id"`
+		Running    int           `db:"running"`
+		PassedOver int           `db:"passed_over"`
+		Status     string        `db:"status"`
+		Code       string        `db:"code"`
+		Clock      time.Time     `db:"clock"`
+		Begun      time.Time     `db:"begun"`
 	}
-	if err := w.db.SelectContext(ctx, &rows, `SELECT seq, what, workspace_id, task_id, lease_id, worker_id, running FROM chaos.leases
-		WHERE seq > $1 ORDER BY seq`, w.last-back); err != nil {
+	if err := w.db.SelectContext(ctx, &rows, `SELECT seq, what, workspace_id, task_id, lease_id, worker_id, running, passed_over, status, code, clock, begun
+		FROM chaos.notes WHERE seq > $1 ORDER BY seq`, w.last-back); err != nil {
 		return err
 	}
 	for _, row := range rows {
@@ -108,8 +129,15 @@ func (w *watcher) look(ctx context.Context, back int64) error {
 		}
 		w.seen[row.Seq] = true
 		w.last = max(w.last, row.Seq)
-		w.hist.add(event{What: row.What, Seq: row.Seq, Workspace: row.Workspace.String(), Task: taskID(row.Task), Lease: row.Lease.String(),
-			Worker: row.Worker.String(), Running: row.Running})
+		e := event{What: row.What, Seq: row.Seq, Workspace: row.Workspace.String(), Task: taskID(row.Task), Running: row.Running, PassedOver: row.PassedOver,
+			Clock: row.Clock.UnixMilli(), Begun: row.Begun.UnixMilli()}
+		if row.Lease.Valid {
+			e.Lease, e.Worker = row.Lease.UUID.String(), row.Worker.UUID.String()
+		}
+		if row.What == over {
+			e.Status, e.Code = row.Status, row.Code
+		}
+		w.hist.add(e)
 	}
 	return nil
 }
@@ -117,19 +145,24 @@ func (w *watcher) look(ctx context.Context, back int64) error {
 // books copies tasks, attempts and metering rows into the history, once all has ended.
 func (w *watcher) books(ctx context.Context) error {
 	if err := w.look(ctx, w.last); err != nil {
-		return fmt.Errorf("read the leases' log: %w", err)
+		return fmt.Errorf("read the notes: %w", err)
 	}
 	var tasks []struct {
-		ID      uuid.UUID `db:"id"`
-		N       int       `db:"n"`
-		Status  string    `db:"status"`
-		Attempt int       `db:"attempt"`
+		ID       uuid.UUID     `db:"id"`
+		N        int           `db:"n"`
+		Status   string        `db:"status"`
+		Attempt  int           `db:"attempt"`
+		Schedule uuid.NullUUID `db:"schedule_id"`
 	}
-	if err := w.db.SelectContext(ctx, &tasks, `SELECT id, coalesce(substring(prompt FROM 'n=(\d+)')::int, 0) AS n, status, attempt FROM tasks ORDER BY id`); err != nil {
+	if err := w.db.SelectContext(ctx, &tasks, `SELECT id, coalesce(substring(prompt FROM '\mn=(\d+)')::int, 0) AS n, status, attempt, schedule_id FROM tasks ORDER BY id`); err != nil {
 		return fmt.Errorf("read tasks: %w", err)
 	}
 	for _, t := range tasks {
-		w.hist.add(event{What: stored, N: t.N, Task: taskID(t.ID), Status: t.Status, Attempt: t.Attempt})
+		e := event{What: stored, N: t.N, Task: taskID(t.ID), Status: t.Status, Attempt: t.Attempt}
+		if t.Schedule.Valid {
+			e.Schedule = store.FormatID(store.SchedulePrefix, t.Schedule.UUID)
+		}
+		w.hist.add(e)
 	}
 	var attempts []struct {
 		ID        uuid.UUID `db:"id"`

@@ -3,12 +3,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -30,10 +27,13 @@ type tier struct {
 // tenant is a workspace as its customer's programs use it.
 type tenant struct {
 	name, id, key string
+	plan          string
 	cap           int
+	schedule      string // its schedule's id; "" for none
 }
 
-// load is the crowd: customers that send tasks and ask again, with the same Idempotency-Key, until each is acknowledged.
+// load is the crowd: customers that send tasks and ask again, with the same Idempotency-Key, until each is acknowledged; what
+// they want of their tasks, and what they do with them later, is in wishes.go and customers.go.
 type load struct {
 	s       *stage
 	client  *http.Client
@@ -72,6 +72,9 @@ func newLoad(ctx context.Context, s *stage) (*load, error) {
 	}
 	l.long = l.tenants[len(l.tenants)-1]
 	l.tenants = l.tenants[:len(l.tenants)-1]
+	if err := l.furnish(ctx); err != nil {
+		return nil, err
+	}
 	for _, t := range l.tenants {
 		l.weights = append(l.weights, slices.Repeat([]*tenant{t}, t.cap)...)
 	}
@@ -109,7 +112,7 @@ func (l *load) register(ctx context.Context, name string, tr tier) (*tenant, err
 		return nil, err
 	}
 	l.s.hist.add(event{What: workspace, WS: name, Workspace: ws.String(), Cap: tr.cap})
-	return &tenant{name: name, id: ws.String(), key: key.Key, cap: tr.cap}, nil
+	return &tenant{name: name, id: ws.String(), key: key.Key, plan: tr.plan, cap: tr.cap}, nil
 }
 
 // stripeCustomer makes a customer at the stand-in.
@@ -132,54 +135,6 @@ func (l *load) stripeCustomer(ctx context.Context, name string) (string, error) 
 	return customer.ID, nil
 }
 
-// answer is what a request brought.
-type answer struct {
-	status   int // 0: none came
-	replayed bool
-}
-
-// request sends JSON and decodes the answer.
-func (l *load) request(ctx context.Context, method, path, token, key string, body, into any) (a answer, err error) {
-	var reader io.Reader
-	if body != nil {
-		raw, err := json.Marshal(body)
-		if err != nil {
-			return a, err
-		}
-		reader = bytes.NewReader(raw)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, l.s.api+path, reader)
-	if err != nil {
-		return a, err
-	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	if token != "" {
-		req.Header.Set("Authorization", "Bearer "+token)
-	}
-	if key != "" {
-		req.Header.Set("Idempotency-Key", key)
-	}
-	res, err := l.client.Do(req)
-	if err != nil {
-		return a, err
-	}
-	defer res.Body.Close()
-	raw, err := io.ReadAll(res.Body)
-	if err != nil {
-		return a, err
-	}
-	a = answer{status: res.StatusCode, replayed: res.Header.Get("Idempotent-Replayed") == "true"}
-	if a.status >= 400 {
-		return a, fmt.Errorf("%s %s: %d %s", method, path, a.status, raw)
-	}
-	if into == nil {
-		return a, nil
-	}
-	return a, json.Unmarshal(raw, into)
-}
-
 // run sends tasks at the run's rate until ctx ends, whatever becomes of earlier ones.
 func (l *load) run(ctx context.Context) {
 	ticker := time.NewTicker(20 * time.Millisecond)
@@ -195,137 +150,97 @@ func (l *load) run(ctx context.Context) {
 		}
 		for ; due >= 1; due-- {
 			l.mu.Lock()
-			batch, t := 1, l.weights[l.rng.IntN(len(l.weights))]
-			if l.rng.IntN(20) == 0 {
-				batch = 5
-			}
-			prompts := make([]prompt, batch)
-			for i := range prompts {
-				prompts[i] = l.task()
-			}
+			t, wishes := l.weights[l.rng.IntN(len(l.weights))], l.wishes()
 			l.mu.Unlock()
-			due -= float64(batch - 1)
-			l.send(t, prompts)
+			due -= float64(len(wishes) - 1)
+			l.send(t, wishes)
 		}
 	}
-}
-
-// prompt is what a task asks the stand-in for.
-type prompt struct {
-	sleep time.Duration
-	want  string // the state that the task ends in
-}
-
-// task makes one up: seven of ten are short, one of fifty is refused by the model. mu is held.
-func (l *load) task() prompt {
-	p := prompt{want: "succeeded"}
-	between := func(low, high int) time.Duration {
-		return time.Duration(low+l.rng.IntN(high-low)) * time.Millisecond
-	}
-	switch n := l.rng.IntN(100); {
-	case n < 70:
-		p.sleep = between(20, 400)
-	case n < 96:
-		p.sleep = between(400, 3000)
-	default:
-		p.sleep = between(5000, 12000)
-	}
-	if l.rng.IntN(50) == 0 {
-		p.want = "failed"
-	}
-	return p
 }
 
 // burst sends tasks at once, so that turns stand in line.
 func (l *load) burst(n int) {
 	for i := range n {
 		l.mu.Lock()
-		p := prompt{sleep: time.Duration(500+l.rng.IntN(1000)) * time.Millisecond, want: "succeeded"}
+		w := wish{sleep: l.between(500, 1500), want: store.StatusSucceeded}
 		l.mu.Unlock()
-		l.send(l.weights[i*7%len(l.weights)], []prompt{p})
+		l.send(l.weights[i*7%len(l.weights)], []wish{w})
 	}
 }
 
-// send submits tasks as one request, in the background, and asks again until they are acknowledged.
-func (l *load) send(t *tenant, prompts []prompt) {
-	first := int(l.numbers.Add(int64(len(prompts)))) - len(prompts) + 1
-	key := fmt.Sprintf("request-%d", first)
-	var tasks []map[string]any
-	for i, p := range prompts {
-		text := fmt.Sprintf("n=%d ws=%s sleep=%s tokens=10/20", first+i, t.name, p.sleep)
-		if p.want == "failed" {
-			text += " status=400"
-		}
-		tasks = append(tasks, map[string]any{"prompt": text, "timeout_seconds": 300})
-		l.s.hist.add(event{What: submitted, N: first + i, Key: key, WS: t.name, Want: p.want})
-	}
+// send submits tasks as one request, in the background, asks again until they are acknowledged, and does what else their
+// customer does with them.
+func (l *load) send(t *tenant, wishes []wish) {
+	first := int(l.numbers.Add(int64(len(wishes)))) - len(wishes) + 1
 	l.senders.Go(func() {
-		_, err := l.submit(t, key, tasks)
-		for i := range prompts {
-			if err != nil {
-				l.s.hist.add(event{What: abandoned, N: first + i, Key: key, Note: err.Error()})
-			}
+		ids, err := l.submit(t, first, wishes)
+		if err != nil || len(ids) == 0 {
+			return
+		}
+		if g := wishes[0].group; g != nil {
+			l.followGroup(t, g.named(first), ids)
+			return
+		}
+		for i, w := range wishes {
+			l.senders.Go(func() { l.follow(t, w, ids[i]) })
 		}
 	})
 }
 
-// submit asks until there is an answer, and records what it says.
-func (l *load) submit(t *tenant, key string, tasks []map[string]any) (ids []string, err error) {
-	var first int
-	_, _ = fmt.Sscanf(key, "request-%d", &first)
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
-		ids, err := l.ask(t, key, tasks, first)
-		if err == nil || l.ctx.Err() != nil {
-			return ids, err
-		}
-		var final permanent
-		if errors.As(err, &final) {
-			l.s.host.Errorf("%s: %v", key, err)
-			return nil, err
-		}
-		pause(l.ctx, wait)
+// submit asks until the tasks are acknowledged, or refused because they would have expired, which names none; the first has
+// the given number.
+func (l *load) submit(t *tenant, first int, wishes []wish) (ids []string, err error) {
+	key, path, now := fmt.Sprintf("request-%d", first), "/v1/tasks", time.Now()
+	bodies := make([]map[string]any, len(wishes))
+	perishable := false
+	for i, w := range wishes {
+		e := event{What: submitted, N: first + i, Key: key, WS: t.name, Want: w.want, Priority: w.priority, Attempts: w.attempts}
+		bodies[i] = w.body(first, &e, now)
+		perishable = perishable || e.ExpiresAt != 0
+		l.s.hist.add(e)
 	}
+	var said struct {
+		ID   string
+		Data []struct{ ID string }
+	}
+	var body any = bodies[0]
+	if len(bodies) > 1 {
+		path, body = "/v1/tasks/batch", map[string]any{"tasks": bodies}
+	}
+	a, err := l.insist(t, key, path, body, &said)
+	for _, one := range said.Data {
+		ids = append(ids, one.ID)
+	}
+	if len(bodies) == 1 {
+		ids = []string{said.ID}
+	}
+	switch {
+	case a.status == http.StatusUnprocessableEntity && perishable:
+		l.each(first, len(wishes), event{What: refused, Key: key})
+		return nil, nil
+	case err == nil && len(ids) != len(wishes):
+		err = fmt.Errorf("%d tasks are acknowledged of %d", len(ids), len(wishes))
+	}
+	if err != nil {
+		if l.ctx.Err() == nil {
+			l.s.host.Errorf("%s: %v", key, err)
+		}
+		l.each(first, len(wishes), event{What: abandoned, Key: key, Note: err.Error()})
+		return nil, err
+	}
+	for i, id := range ids {
+		l.s.hist.add(event{What: acked, N: first + i, Key: key, Task: id, Replayed: a.replayed})
+	}
+	l.acks.Add(int64(len(ids)))
+	return ids, nil
 }
 
-// permanent is an answer that no repeat changes.
-type permanent struct{ error }
-
-func (l *load) ask(t *tenant, key string, tasks []map[string]any, first int) (ids []string, err error) {
-	l.seats <- struct{}{}
-	defer func() { <-l.seats }()
-	began := time.Now()
-	type task struct{ ID string }
-	var a answer
-	if len(tasks) == 1 {
-		var one task
-		a, err = l.request(l.ctx, "POST", "/v1/tasks", t.key, key, tasks[0], &one)
-		ids = []string{one.ID}
-	} else {
-		var many struct{ Data []task }
-		a, err = l.request(l.ctx, "POST", "/v1/tasks/batch", t.key, key, map[string]any{"tasks": tasks}, &many)
-		for _, one := range many.Data {
-			ids = append(ids, one.ID)
-		}
+// each records the same of so many tasks.
+func (l *load) each(first, n int, e event) {
+	for i := range n {
+		e.N = first + i
+		l.s.hist.add(e)
 	}
-	e := event{What: answered, Key: key, Status: fmt.Sprint(a.status), Took: time.Since(began).Milliseconds(), Replayed: a.replayed}
-	e.At = l.s.hist.add(e)
-	l.mu.Lock()
-	l.answers = append(l.answers, e)
-	l.mu.Unlock()
-	switch {
-	case err == nil:
-		if len(ids) != len(tasks) {
-			return nil, permanent{fmt.Errorf("%d tasks are acknowledged of %d", len(ids), len(tasks))}
-		}
-		for i, id := range ids {
-			l.s.hist.add(event{What: acked, N: first + i, Key: key, Task: id, Replayed: a.replayed})
-		}
-		l.acks.Add(int64(len(ids)))
-		return ids, nil
-	case a.status >= 400 && a.status < 500 && a.status != http.StatusConflict && a.status != http.StatusTooManyRequests:
-		return nil, permanent{err}
-	}
-	return nil, err
 }
 
 // lasting sends agents that run for so long, waits until they run, and returns a function that tells the calls of those that
@@ -333,7 +248,7 @@ func (l *load) ask(t *tenant, key string, tasks []map[string]any, first int) (id
 func (l *load) lasting(ctx context.Context, n int, d time.Duration) (still func() []event, err error) {
 	first := int(l.numbers.Load()) + 1
 	for range n {
-		l.send(l.long, []prompt{{sleep: d, want: "succeeded"}})
+		l.send(l.long, []wish{{sleep: d, want: store.StatusSucceeded}})
 	}
 	still = func() []event {
 		return slices.DeleteFunc(l.s.models.running(), func(e event) bool { return e.WS != l.long.name || e.N < first || e.Sleep != d.String() })
@@ -341,18 +256,14 @@ func (l *load) lasting(ctx context.Context, n int, d time.Duration) (still func(
 	return still, until(ctx, 30*time.Second, "long agents to run", func() bool { return len(still()) >= n })
 }
 
-// probe sends a small task to the workspace of the long ones and returns how long it took to succeed.
+// probe sends a small task to the workspace of the long ones and returns when it has succeeded.
 func (l *load) probe(ctx context.Context) error {
-	n := int(l.numbers.Add(1))
-	key := fmt.Sprintf("request-%d", n)
-	l.s.hist.add(event{What: submitted, N: n, Key: key, WS: l.long.name, Want: "succeeded"})
-	ids, err := l.submit(l.long, key, []map[string]any{{"prompt": fmt.Sprintf("n=%d ws=%s sleep=1ms tokens=1/1", n, l.long.name)}})
+	ids, err := l.submit(l.long, int(l.numbers.Add(1)), []wish{{sleep: time.Millisecond, want: store.StatusSucceeded}})
 	if err != nil {
 		return err
 	}
 	for ctx.Err() == nil {
-		var task struct{ Status string }
-		if _, err := l.request(ctx, "GET", "/v1/tasks/"+ids[0], l.long.key, "", nil, &task); err == nil && task.Status == "succeeded" {
+		if status, err := l.statusOf(ctx, l.long, ids[0]); err == nil && status == store.StatusSucceeded {
 			return nil
 		}
 		pause(ctx, 50*time.Millisecond)
@@ -362,59 +273,5 @@ func (l *load) probe(ctx context.Context) error {
 
 func (l *load) acked() int { return int(l.acks.Load()) }
 
-// wait returns when every request is acknowledged.
+// wait returns when every request is answered, and customers have done what they want with their tasks.
 func (l *load) wait() { l.senders.Wait() }
-
-// since counts the answers since then, by status, and their slowest acknowledgement.
-func (l *load) since(at int64) (byStatus map[string]int, slowest time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	byStatus = map[string]int{}
-	for _, e := range l.answers {
-		if e.At >= at {
-			byStatus[e.Status]++
-			slowest = max(slowest, time.Duration(e.Took)*time.Millisecond)
-			if e.Replayed {
-				byStatus["replayed"]++
-			}
-		}
-	}
-	return byStatus, slowest
-}
-
-// readFinals reads every task's end, and each workspace's used time, as the customers see them.
-func (l *load) readFinals(ctx context.Context) error {
-	for _, t := range append(slices.Clone(l.tenants), l.long) {
-		for cursor := ""; ; {
-			var page struct {
-				Data []struct {
-					ID, Status string
-					Error      *struct{ Code string }
-				}
-				NextCursor *string `json:"next_cursor"`
-			}
-			if _, err := l.request(ctx, "GET", "/v1/tasks?limit=200&cursor="+cursor, t.key, "", nil, &page); err != nil {
-				return fmt.Errorf("read the tasks of %s: %w", t.name, err)
-			}
-			for _, task := range page.Data {
-				e := event{What: final, WS: t.name, Task: task.ID, Status: task.Status}
-				if task.Error != nil {
-					e.Code = task.Error.Code
-				}
-				l.s.hist.add(e)
-			}
-			if page.NextCursor == nil {
-				break
-			}
-			cursor = *page.NextCursor
-		}
-		var q struct {
-			UsedMS int64 `json:"used_ms"`
-		}
-		if _, err := l.request(ctx, "GET", "/v1/quota", t.key, "", nil, &q); err != nil {
-			return fmt.Errorf("read the quota of %s: %w", t.name, err)
-		}
-		l.s.hist.add(event{What: quota, WS: t.name, Used: q.UsedMS})
-	}
-	return nil
-}

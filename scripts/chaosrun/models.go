@@ -66,14 +66,36 @@ func (m *models) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m.last[e.WS] = time.Now()
 	m.mu.Unlock()
 	m.hist.add(e)
+	reply := &reply{ResponseWriter: w}
 	defer func() { // the stand-in cuts connections by a panic
 		m.mu.Lock()
 		delete(m.open, e.Call)
 		m.mu.Unlock()
-		m.hist.add(event{What: ended, Call: e.Call, Gone: r.Context().Err() != nil})
+		m.hist.add(event{What: ended, Call: e.Call, Status: strconv.Itoa(reply.status), Gone: r.Context().Err() != nil})
 	}()
-	m.inner.ServeHTTP(w, r)
+	m.inner.ServeHTTP(reply, r)
 }
+
+// reply notes the status that is answered; 0: none was.
+type reply struct {
+	http.ResponseWriter
+	status int
+}
+
+func (r *reply) WriteHeader(status int) {
+	r.status = status
+	r.ResponseWriter.WriteHeader(status)
+}
+
+func (r *reply) Write(b []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	return r.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (r *reply) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
 // running returns the calls under way.
 func (m *models) running() (calls []event) {

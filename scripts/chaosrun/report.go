@@ -87,7 +87,7 @@ func (r *report) summary() string {
 	}
 	b.WriteByte('\n')
 	for _, line := range r.figures() {
-		fmt.Fprintf(&b, "%-58s %s\n", line[0], line[1])
+		fmt.Fprintf(&b, "%-84s %s\n", line[0], line[1])
 	}
 	for _, v := range r.tally.Violations[:min(len(r.tally.Violations), 50)] {
 		fmt.Fprintf(&b, "BROKEN %s: %s\n", v.Rule, v.Detail)
@@ -112,15 +112,24 @@ func (r *report) figures() [][2]string {
 	}
 	lines := [][2]string{
 		{"tasks sent / acknowledged", fmt.Sprintf("%d / %d", t.Submitted, t.Acknowledged)},
-		{"acknowledged with the first answer again", fmt.Sprint(t.Replays)},
+		{"of those: for later (`run_at`) / with a priority of their own", fmt.Sprintf("%d / %d", t.Later, t.Ranked)},
+		{"refused, since they would have expired (`expires_at`) by then", fmt.Sprint(t.Refused)},
+		{"requests answered with their first answer again", fmt.Sprint(t.Replays)},
 		{"succeeded / failed as their model did", fmt.Sprintf("%d / %d", t.Succeeded, t.Failed)},
+		{"canceled / of which while they ran", fmt.Sprintf("%d / %d", t.Canceled, t.Stopped)},
+		{"ended before their acknowledged cancel reached them", fmt.Sprint(t.Beaten)},
+		{"expired before they could start", fmt.Sprint(t.Expired)},
+		{"failed because the model server was out for all their attempts", fmt.Sprint(t.OutOfReach)},
 		{"failed because workers died under them again and again", fmt.Sprint(t.Suspects)},
-		{"attempts / of which crashed with their workers", fmt.Sprintf("%d / %d", t.Attempts, t.Crashed)},
+		{"retried by their customers, singly and in bulk", fmt.Sprint(t.Retried)},
+		{"sent by schedules / occurrences missed", fmt.Sprintf("%d / %d", t.Sent, t.Missed)},
+		{"ends told by webhook / told again under their id", fmt.Sprintf("%d / %d", t.Told, t.ToldAgain)},
+		{"attempts / of which crashed with their workers / met an outage of the model server", fmt.Sprintf("%d / %d / %d", t.Attempts, t.Crashed, t.Outages)},
 		{"model calls / at once at most", fmt.Sprintf("%d / %d", t.Calls, t.MostAtOnce)},
 		{"calls on their way when their lease was taken away, beside the next attempt's", fmt.Sprint(t.Overlaps)},
 		{"calls of a stopped or cut worker that went out after that", fmt.Sprint(t.Late)},
 	}
-	for _, rule := range []string{ruleLost, ruleDouble, ruleCap, ruleCalls, ruleSurvive, ruleMetering, ruleProcess} {
+	for _, rule := range rules {
 		name, _, _ := strings.Cut(rule, ":")
 		lines = append(lines, [2]string{"violations, " + name, count(rule)})
 	}

@@ -47,24 +47,25 @@ type config struct {
 
 // stage is everything that runs: servers, stand-ins, proxies, muster's processes.
 type stage struct {
-	cfg     config
-	rng     *rand.Rand // of whoever fires faults; not for the load
-	dir     string
-	hist    *history
-	host    *host
-	servers *privateservers.Servers
-	env     *storetest.Env
-	db      *sqlx.DB // the superuser's, direct
-	redis   *redis.Client
-	watch   *watcher
-	models  *models
-	wires   *wires
-	members []*member
-	vars    map[string]string // of commands
-	api     string            // base URL, through the wire client>api
-	clocks  *clocks           // of Postgres; nil: it cannot be stepped
-	disk    *smallDisk        // nil: it cannot be filled
-	load    *load
+	cfg      config
+	rng      *rand.Rand // of whoever fires faults; not for the load
+	dir      string
+	hist     *history
+	host     *host
+	servers  *privateservers.Servers
+	env      *storetest.Env
+	db       *sqlx.DB // the superuser's, direct
+	redis    *redis.Client
+	watch    *watcher
+	models   *models
+	receiver *receiver
+	wires    *wires
+	members  []*member
+	vars     map[string]string // of commands
+	api      string            // base URL, through the wire client>api
+	clocks   *clocks           // of Postgres; nil: it cannot be stepped
+	disk     *smallDisk        // nil: it cannot be filled
+	load     *load
 
 	mu      sync.Mutex      // of rng while faults are fired, and of:
 	taken   map[string]bool // workers that a fault has in hand
@@ -72,7 +73,7 @@ type stage struct {
 	booked  atomic.Bool
 }
 
-const signingKey = "abababababababababababababababababababababababababababababababab" // of access tokens, hexadecimal
+const signingKey = "abababababababababababababababababababababababababababababababab" // of access tokens, and for webhooks' secrets; hexadecimal
 
 // newStage starts all of it. close ends it, also after an error.
 func newStage(ctx context.Context, cfg config) (s *stage, err error) {
@@ -117,14 +118,14 @@ func newStage(ctx context.Context, cfg config) (s *stage, err error) {
 	if s.watch, err = newWatcher(ctx, s.db, s.hist); err != nil {
 		return s, err
 	}
-	s.models, s.wires = newModels(s.hist), newWires()
+	s.models, s.receiver, s.wires = newModels(s.hist), newReceiver(s.hist), newWires()
 	var stripeURL string
 	if err = s.host.within(func() { _, stripeURL = stripetest.Start(s.host, stripetest.Options{}) }); err != nil {
 		return s, err
 	}
 	s.vars = map[string]string{"JWT_SIGNING_KEYS": signingKey, "STRIPE_SECRET_KEY": "sk_test_muster", "STRIPE_API_BASE": stripeURL,
 		"DATABASE_URL": s.env.APIURL, "WORKER_DATABASE_URL": s.env.WorkerURL, "SYSTEM_DATABASE_URL": s.env.SystemURL, "REDIS_URL": s.env.RedisURL,
-		"OPENAI_API_KEY": "sk-test", "DRAIN_SECONDS": "20", "LOG_LEVEL": "info"}
+		"OPENAI_API_KEY": "sk-test", "DRAIN_SECONDS": "20", "LOG_LEVEL": "info", "WEBHOOK_KEYS": signingKey, "WEBHOOK_ALLOW_LOOPBACK": "true"}
 	if err = s.joinAll(ctx); err != nil {
 		return s, err
 	}
@@ -164,7 +165,8 @@ func (s *stage) joinAll(ctx context.Context) error {
 	for _, name := range names {
 		role, _, _ := strings.Cut(name, "-")
 		vars := map[string]string{}
-		for _, k := range []string{"JWT_SIGNING_KEYS", "STRIPE_SECRET_KEY", "STRIPE_API_BASE", "OPENAI_API_KEY", "DRAIN_SECONDS", "LOG_LEVEL"} {
+		for _, k := range []string{"JWT_SIGNING_KEYS", "STRIPE_SECRET_KEY", "STRIPE_API_BASE", "OPENAI_API_KEY", "DRAIN_SECONDS", "LOG_LEVEL", "WEBHOOK_KEYS",
+			"WEBHOOK_ALLOW_LOOPBACK"} {
 			vars[k] = s.vars[k]
 		}
 		variable, ledger := map[string]string{"api": "DATABASE_URL", "worker": "WORKER_DATABASE_URL", "scheduler": "SYSTEM_DATABASE_URL"}[role], ""
@@ -263,31 +265,41 @@ func (s *stage) run(ctx context.Context) error {
 	return s.book(ctx)
 }
 
-// settle waits until nothing waits or runs.
+// settle waits until customers have done what they want, nothing waits or runs, and every end is told.
 func (s *stage) settle(ctx context.Context) error {
 	const limit = 4 * time.Minute
 	deadline := time.Now().Add(limit)
-	acknowledged := make(chan struct{})
-	go func() { s.load.wait(); close(acknowledged) }()
+	answered := make(chan struct{})
+	go func() { s.load.wait(); close(answered) }()
 	select {
-	case <-acknowledged:
+	case <-answered:
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-time.After(limit):
-		s.host.Errorf("requests are still not acknowledged %s after the last fault", limit)
+		s.host.Errorf("requests are still not answered %s after the last fault", limit)
 	}
-	for ; ; pause(ctx, 200*time.Millisecond) {
-		open, err := s.watch.count(ctx, `SELECT count(*) FROM tasks WHERE finished_at IS NULL`)
-		switch {
-		case err == nil && open == 0:
-			return nil
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case time.Now().After(deadline):
-			s.host.Errorf("%d tasks have not ended %s after the last fault (%v)", open, limit, err)
-			return nil
+	if err := s.load.cease(ctx); err != nil {
+		return err
+	}
+	for _, left := range []struct{ query, what string }{
+		{`SELECT count(*) FROM tasks WHERE finished_at IS NULL`, "tasks have not ended"},
+		{`SELECT count(*) FROM webhook_deliveries WHERE status = 'waiting'`, "events have not been taken"},
+	} {
+		for ; ; pause(ctx, 200*time.Millisecond) {
+			n, err := s.watch.count(ctx, left.query)
+			if err == nil && n == 0 {
+				break
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if time.Now().After(deadline) {
+				s.host.Errorf("%d %s %s after the last fault (%v)", n, left.what, limit, err)
+				break
+			}
 		}
 	}
+	return nil
 }
 
 // book writes the end into the history: what customers see, what the ledger holds, and what else is wrong.
@@ -341,6 +353,7 @@ func (s *stage) close() error {
 	if s.models != nil {
 		s.models.server.CloseClientConnections()
 		s.models.server.Close()
+		s.receiver.server.Close()
 	}
 	if s.disk != nil {
 		if s.servers != nil && s.servers.Postgres != nil {
