@@ -176,3 +176,24 @@ func TestTheSummaryIsWrittenBetweenItsLines(t *testing.T) {
 		t.Error("a document without a place was taken")
 	}
 }
+
+func TestAFailedRunIsNotWrittenIntoTheDocument(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "doc.md")
+	empty := docsBegin + "\n" + docsEnd + "\n"
+	for name, r := range map[string]*report{
+		"AFaultDidNotFire": {tally: &tally{}, firings: []*firing{{fault: faults[0], err: errNotFired}}},
+		"APromiseIsBroken": {tally: &tally{Violations: []violation{{ruleLost, "t1"}}}},
+		"ALedgersRuleIs":   {tally: &tally{}, errors: []string{"drift"}},
+	} {
+		if err := os.WriteFile(path, []byte(empty), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.publish(path); err == nil || string(mustRead(t, path)) != empty {
+			t.Errorf("%s: %v, the document is %q", name, err, mustRead(t, path))
+		}
+	}
+	if err := (&report{tally: &tally{}}).publish(path); err != nil || string(mustRead(t, path)) == empty {
+		t.Errorf("a good run is not written: %v", err)
+	}
+}

@@ -143,7 +143,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 1
 	}
 	if o.docs {
-		if err := writeDocs(filepath.Join(bin, "..", "..", "docs", "reliability.md"), r.markdown()); err != nil {
+		if err := r.publish(filepath.Join(bin, "..", "..", "docs", "reliability.md")); err != nil {
 			fmt.Fprintln(stderr, "chaos:", err)
 			return 1
 		}

@@ -160,6 +160,14 @@ const (
 	docsEnd   = "<!-- to here -->"
 )
 
+// publish puts the summary into the document, unless the run failed: what stands there is what was promised and shown.
+func (r *report) publish(path string) error {
+	if r.failed() {
+		return fmt.Errorf("the run failed; %s stays as it was", path)
+	}
+	return writeDocs(path, r.markdown())
+}
+
 // writeDocs replaces the summary in the document.
 func writeDocs(path, summary string) error {
 	raw, err := os.ReadFile(path)
