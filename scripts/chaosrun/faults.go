@@ -26,11 +26,21 @@ var faults = slices.Concat(processFaults, serverFaults, clockFaults, networkFaul
 // round is faults that are fired together.
 type round []fault
 
+// served says that Postgres and Redis serve all the while: the round's faults are of our own processes, of their clocks, and
+// of what customers hear.
+func (r round) served() bool {
+	return !slices.ContainsFunc(r, func(f fault) bool {
+		own := slices.ContainsFunc(processFaults, func(p fault) bool { return p.name == f.name })
+		return !own && f.name != "clock-steps-muster" && f.name != "lose-answers"
+	})
+}
+
 // firing is one occurrence of a fault.
 type firing struct {
 	fault
 	number   int
 	alone    bool // in its round
+	served   bool // see round
 	s        *stage
 	beganAt  int64 // by the history
 	evidence []string
@@ -68,7 +78,7 @@ func (s *stage) fireRound(ctx context.Context, place string, r round) {
 	for _, one := range r {
 		delay := time.Duration(s.rng.Int64N(int64(500 * time.Millisecond)))
 		s.mu.Lock()
-		f := &firing{fault: one, number: len(s.firings) + 1, alone: len(r) == 1, s: s}
+		f := &firing{fault: one, number: len(s.firings) + 1, alone: len(r) == 1, served: r.served(), s: s}
 		s.firings = append(s.firings, f)
 		s.mu.Unlock()
 		all.Go(func() {
