@@ -26,8 +26,9 @@ func mustRead(t *testing.T, path string) []byte {
 }
 
 // TestChaos is the short run: real processes, 600 tasks and more, while the API, a worker, the scheduler, Redis and Postgres
-// are killed, Redis is flushed and emptied, Redis and Postgres are cut off, a worker stands still, replies are lost, and the
-// processes' clocks are stepped. The whole, with cuts of 90 s and everything twice, is scripts/chaos. CHAOS_SEED repeats a run.
+// are killed, Redis is flushed and emptied, Redis, Postgres and a worker are cut off, a worker stands still, replies are lost,
+// and the clocks of Postgres and of the processes are stepped. The whole, with cuts of 90 s and everything twice, is
+// scripts/chaos. CHAOS_SEED repeats a run.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

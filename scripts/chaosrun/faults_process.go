@@ -20,7 +20,8 @@ var processFaults = []fault{
 	{"kill-worker", "kill -9 of a worker that runs tasks; started again", 18 * time.Second, killWorker},
 	{"stop-worker", "SIGSTOP of a worker that runs tasks for 60 s, then SIGCONT", 66 * time.Second, stopWorker(60 * time.Second)},
 	{"stop-worker-18", "the same for 18 s", 24 * time.Second, stopWorker(18 * time.Second)},
-	{"cut-worker", "a worker that runs tasks is cut off from everything for 30 s", 36 * time.Second, cutWorker},
+	{"cut-worker", "a worker that runs tasks is cut off from everything for 30 s", 36 * time.Second, cutWorker(30 * time.Second)},
+	{"cut-worker-18", "the same for 18 s", 24 * time.Second, cutWorker(18 * time.Second)},
 }
 
 // killMember kills, and waits until its next process answers.
@@ -218,32 +219,35 @@ func stopped(pid int) bool {
 	return strings.HasPrefix(rest, "T")
 }
 
-func cutWorker(ctx context.Context, s *stage, f *firing) error {
-	m, err := f.claimLasting(ctx, 30*time.Second)
-	if err != nil {
-		return err
+// cutWorker cuts a worker off for longer than it takes to be declared dead.
+func cutWorker(length time.Duration) func(context.Context, *stage, *firing) error {
+	return func(ctx context.Context, s *stage, f *firing) error {
+		m, err := f.claimLasting(ctx, length)
+		if err != nil {
+			return err
+		}
+		defer f.release(m)
+		held, name, err := f.busy(ctx, m)
+		if err != nil {
+			return err
+		}
+		refused, declared := m.metric("muster_refused_writes_total"), m.said("declared dead")
+		f.hits(name)
+		how := []string{refusing, silent}[s.pick(2)]
+		mend, err := cutAll(s.wires.find(m.name, ""), how)
+		if err != nil {
+			return err
+		}
+		pause(ctx, length)
+		left, heldErr := s.watch.stillHeld(ctx, held)
+		if err := mend(); err != nil {
+			return err
+		}
+		f.lift()
+		f.say("%s, %d of its %d tasks had not begun again elsewhere by then", how, left, len(held))
+		if heldErr == nil && left == len(held) && f.alone {
+			return fmt.Errorf("none of the tasks of the cut %s runs again after %s", name, length)
+		}
+		return f.refusals(ctx, m, name, len(held), refused, declared)
 	}
-	defer f.release(m)
-	held, name, err := f.busy(ctx, m)
-	if err != nil {
-		return err
-	}
-	refused, declared := m.metric("muster_refused_writes_total"), m.said("declared dead")
-	f.hits(name)
-	how := []string{refusing, silent}[s.pick(2)]
-	mend, err := cutAll(s.wires.find(m.name, ""), how)
-	if err != nil {
-		return err
-	}
-	pause(ctx, 30*time.Second)
-	left, heldErr := s.watch.stillHeld(ctx, held)
-	if err := mend(); err != nil {
-		return err
-	}
-	f.lift()
-	f.say("%s, %d of its %d tasks had not begun again elsewhere by then", how, left, len(held))
-	if heldErr == nil && left == len(held) && f.alone {
-		return fmt.Errorf("none of the tasks of the cut %s runs again after 30 s", name)
-	}
-	return f.refusals(ctx, m, name, len(held), refused, declared)
 }
