@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -196,5 +197,18 @@ func TestAFailedRunIsNotWrittenIntoTheDocument(t *testing.T) {
 	}
 	if err := (&report{tally: &tally{}}).publish(path); err != nil || string(mustRead(t, path)) == empty {
 		t.Errorf("a good run is not written: %v", err)
+	}
+}
+
+// The document's table has a row for each fault that the whole run fires: who adds one makes that run and writes down what came
+// of it.
+func TestTheDocumentTellsOfEachFault(t *testing.T) {
+	t.Parallel()
+	_, table, _ := strings.Cut(string(mustRead(t, "../../docs/reliability.md")), docsBegin)
+	table, _, _ = strings.Cut(table, docsEnd)
+	for _, f := range slices.Concat(fullPlan(rand.New(rand.NewPCG(1, 0)))...) {
+		if row := fmt.Sprintf("\n| `%s` | %s | ", f.name, f.about); !strings.Contains(table, row) {
+			t.Errorf("docs/reliability.md has no row %q; scripts/chaos --docs writes it", strings.TrimSpace(row))
+		}
 	}
 }
