@@ -141,16 +141,18 @@ func (c *checker) atOnce(one *call, open []*call) {
 			latest = max(latest, o.lease.granted.Seq)
 		}
 	}
+	fenced := func(o *call) bool { return o.lease.ended.Seq != 0 && o.lease.ended.Seq < latest }
 	valid := 0
 	for _, o := range mates {
-		if fenced := o.lease.ended.Seq; fenced != 0 && fenced < latest {
-			if o != one && o.start.N == one.start.N {
-				c.Overlaps++
-			}
-			continue
+		other := o != one && o.start.N == one.start.N
+		if !fenced(o) {
+			valid++
 		}
-		valid++
-		if o != one && o.start.N == one.start.N {
+		switch {
+		case !other:
+		case fenced(o) || fenced(one): // one that is late meets the next attempt's, and not only the other way round
+			c.Overlaps++
+		default:
 			c.broken(ruleCalls, "two calls of request %d run at once under leases that both count", one.start.N)
 		}
 	}

@@ -16,6 +16,9 @@ func TestAHistoryThatKeepsEveryPromiseIsFoundGood(t *testing.T) {
 		want tally
 	}{
 		{good(), tally{Submitted: 2, Acknowledged: 2, Replays: 1, Succeeded: 1, Failed: 1, Attempts: 3, Crashed: 1, Calls: 3, Overlaps: 1, MostAtOnce: 2}},
+		// A stopped process goes on behind its row with a call that the next attempt has made meanwhile.
+		{change(func(e event) bool { return e.What == started && e.Call == 1 }, func(e *event) { e.At = 53 })(good()),
+			tally{Submitted: 2, Acknowledged: 2, Replays: 1, Succeeded: 1, Failed: 1, Attempts: 3, Crashed: 1, Calls: 3, Overlaps: 1, Late: 1, MostAtOnce: 2}},
 		{lives(), tally{Submitted: 8, Acknowledged: 7, Refused: 1, Succeeded: 4, Canceled: 2, Stopped: 1, Expired: 1, Retried: 1, Later: 1, Ranked: 1, Attempts: 8,
 			Outages: 2, Calls: 4, MostAtOnce: 1, Sent: 1, Missed: 2, Told: 9}},
 	} {
