@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -13,7 +14,7 @@ import (
 // lost, a worker looks by itself from time to time. They also tell busy workers that a newcomer waits (a workspace that
 // comes to the line from outside, not back to it), so that nobody goes on with its next task before it.
 
-// announceChannel carries a queue's name, with newcomerMark behind it for a newcomer.
+// announceChannel carries a queue's name, and behind newcomerMark when the last newcomer's turn was issued, in Unix milliseconds as in its message.
 const (
 	announceChannel = "muster:turns"
 	newcomerMark    = "!"
@@ -30,19 +31,23 @@ type announcer struct {
 	done   chan struct{} // closed when run has returned
 
 	mu    sync.Mutex
-	dirty map[string]bool // queue → has got a newcomer
+	dirty map[string]time.Time // queue → when its last newcomer's turn was issued; zero: there was none
 }
 
 func newAnnouncer(rdb redis.UniversalClient) *announcer {
-	a := &announcer{rdb: rdb, signal: make(chan struct{}, 1), done: make(chan struct{}), dirty: map[string]bool{}}
+	a := &announcer{rdb: rdb, signal: make(chan struct{}, 1), done: make(chan struct{}), dirty: map[string]time.Time{}}
 	go a.run()
 	return a
 }
 
-// note remembers that the queue has got a turn and returns at once.
-func (a *announcer) note(queue string, newcomer bool) {
+// note remembers that the queue of the turn has got it, and returns at once.
+func (a *announcer) note(t queued) {
 	a.mu.Lock()
-	a.dirty[queue] = a.dirty[queue] || newcomer
+	newcomer := a.dirty[t.Queue]
+	if t.newcomer && t.IssuedAt.After(newcomer) {
+		newcomer = t.IssuedAt
+	}
+	a.dirty[t.Queue] = newcomer
 	a.mu.Unlock()
 	select {
 	case a.signal <- struct{}{}:
@@ -61,11 +66,11 @@ func (a *announcer) run() {
 	for range a.signal {
 		a.mu.Lock()
 		dirty := a.dirty
-		a.dirty = map[string]bool{}
+		a.dirty = map[string]time.Time{}
 		a.mu.Unlock()
 		for queue, newcomer := range dirty {
-			if newcomer {
-				queue += newcomerMark
+			if !newcomer.IsZero() {
+				queue += newcomerMark + strconv.FormatInt(newcomer.UnixMilli(), 10)
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), enqueueTimeout)
 			_ = a.rdb.Publish(ctx, announceChannel, queue).Err() // workers also look by themselves
@@ -76,8 +81,9 @@ func (a *announcer) run() {
 }
 
 // WatchTurns calls heard for each announcement until ctx ends. With an empty queue it says that announcements may have
-// been missed: at the start and after Redis was away.
-func WatchTurns(ctx context.Context, rdb redis.UniversalClient, heard func(queue string, newcomer bool)) {
+// been missed: at the start and after Redis was away. With a time it tells of a newcomer, whose turn was issued then: it has been
+// served when that turn has, or a later one of the queue.
+func WatchTurns(ctx context.Context, rdb redis.UniversalClient, heard func(queue string, newcomer time.Time)) {
 	sub := rdb.Subscribe(ctx, announceChannel)
 	defer sub.Close()
 	events := sub.ChannelWithSubscriptions()
@@ -91,11 +97,18 @@ func WatchTurns(ctx context.Context, rdb redis.UniversalClient, heard func(queue
 			}
 			switch e := e.(type) {
 			case *redis.Subscription:
-				heard("", false)
+				heard("", time.Time{})
 			case *redis.Message:
-				queue, newcomer := strings.CutSuffix(e.Payload, newcomerMark)
-				heard(queue, newcomer)
+				heard(parseAnnouncement(e.Payload))
 			}
 		}
 	}
+}
+
+func parseAnnouncement(payload string) (queue string, newcomer time.Time) {
+	queue, mark, _ := strings.Cut(payload, newcomerMark)
+	if at, err := strconv.ParseInt(mark, 10, 64); err == nil {
+		newcomer = time.UnixMilli(at)
+	}
+	return queue, newcomer
 }

@@ -99,7 +99,7 @@ func (e *Enqueuer) send() {
 			e.drop(1+e.clear(), err)
 			continue
 		}
-		e.news.note(t.Queue, t.newcomer)
+		e.news.note(t)
 	}
 }
 

@@ -238,3 +238,41 @@ func TestSentinelURLsReachTheServersToo(t *testing.T) {
 		t.Errorf("%T, %v", opt, err)
 	}
 }
+
+func TestAnnouncementsTellOfTheLastNewcomer(t *testing.T) {
+	t.Parallel()
+	rdb := storetest.New(t).Redis(t)
+	type news struct {
+		queue    string
+		newcomer time.Time
+	}
+	heard := make(chan news, 100)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	go jobs.WatchTurns(ctx, rdb, func(queue string, newcomer time.Time) { heard <- news{queue, newcomer} })
+	if n := <-heard; n.queue != "" {
+		t.Fatalf("first of all: %+v", n)
+	}
+	e := jobs.NewEnqueuer(rdb, zerolog.Nop())
+	defer e.Close()
+	own := func(n byte) jobs.Turn { // what parallel tests announce has other queues
+		one := turn(n)
+		one.Queue = "announced"
+		return one
+	}
+	e.Requeue(own(9))
+	for n := range heard {
+		if n.queue == "announced" {
+			if !n.newcomer.IsZero() {
+				t.Errorf("who comes back is a newcomer of %s", n.newcomer)
+			}
+			break
+		}
+	}
+	e.Enqueue(own(3), own(5), own(4))
+	for n := range heard {
+		if n.queue == "announced" && n.newcomer.Equal(own(5).IssuedAt) {
+			break
+		}
+	}
+}

@@ -37,8 +37,8 @@ type gate struct {
 	heard     chan struct{} // closed at an announcement, then replaced
 	news      uint64        // announcements so far
 	emptyAt   map[string]time.Time
-	newcomers map[string]time.Time // queue → when one came last
-	idleAt    time.Time            // when idle was last found out
+	newcomers map[string]newcomer // queue → the last who came and may still wait
+	idleAt    time.Time           // when idle was last found out
 	lineIdle  bool
 	looking   bool
 	popping   bool
@@ -52,13 +52,13 @@ const (
 	asynqTick     = time.Millisecond // Asynq's own pause after it found all queues empty: the gate does the waiting
 	handLimit     = time.Second      // a popped turn reaches its handler far sooner, or never (a message that Asynq cannot read)
 	idleAge       = 5 * time.Millisecond
-	newcomerLimit = time.Second // for how long a newcomer keeps slots from going on
+	newcomerLimit = time.Minute // a newcomer of whose turn nothing is seen for so long is believed to be served: Postgres' clock was set back
 	maxAhead      = 32
 )
 
 func newGate(rdb redis.UniversalClient, s *slots, lookInterval time.Duration, stopping <-chan struct{}) *gate {
 	return &gate{UniversalClient: rdb, slots: s, queues: slices.Sorted(maps.Keys(s.weights)), lookInterval: lookInterval, stopping: stopping, ahead: 1,
-		handing: map[string]int{}, heard: make(chan struct{}), emptyAt: map[string]time.Time{}, newcomers: map[string]time.Time{}}
+		handing: map[string]int{}, heard: make(chan struct{}), emptyAt: map[string]time.Time{}, newcomers: map[string]newcomer{}}
 }
 
 // EvalSha is how Asynq runs its scripts.
@@ -211,6 +211,7 @@ func (g *gate) pop(ctx context.Context, queues []string, pop func(p redis.Pipeli
 			failed = err
 		case g.news == news:
 			g.emptyAt[q] = time.Now()
+			delete(g.newcomers, q)
 		}
 		g.slots.release(q, 1)
 	}
@@ -278,7 +279,7 @@ func (g *gate) abandon() {
 }
 
 // announce is told what jobs.WatchTurns hears.
-func (g *gate) announce(queue string, newcomer bool) {
+func (g *gate) announce(queue string, issued time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if queue == "" {
@@ -286,8 +287,8 @@ func (g *gate) announce(queue string, newcomer bool) {
 	} else {
 		delete(g.emptyAt, queue)
 	}
-	if newcomer {
-		g.newcomers[queue] = time.Now()
+	if issued.After(g.newcomers[queue].issued) {
+		g.newcomers[queue] = newcomer{issued, time.Now()}
 	}
 	g.news++
 	g.lineIdle = false
@@ -295,11 +296,25 @@ func (g *gate) announce(queue string, newcomer bool) {
 	g.heard = make(chan struct{})
 }
 
-// newcomer says whether a workspace has come to the queue a moment ago, and may still wait there.
-func (g *gate) newcomer(queue string) bool {
+// newcomer is a workspace that came to a queue from outside.
+type newcomer struct{ issued, heard time.Time } // its turn, by Postgres' clock; its announcement, by ours
+
+// awaits says whether a newcomer waits in the queue.
+func (g *gate) awaits(queue string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return time.Since(g.newcomers[queue]) < newcomerLimit
+	n, ok := g.newcomers[queue]
+	return ok && time.Since(n.heard) < newcomerLimit
+}
+
+// served notes that a turn of the queue is being served. A queue is a line: whoever stood there before it has been served too,
+// here or by another worker.
+func (g *gate) served(queue string, issued time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if n, ok := g.newcomers[queue]; ok && !issued.Before(n.issued) {
+		delete(g.newcomers, queue)
+	}
 }
 
 // idle says whether nobody waits in the queues, as of at most idleAge ago. It says no while it doesn't know.

@@ -63,3 +63,41 @@ func TestPoppedTurnsKeepNoSlotsOfAWorkerThatDrains(t *testing.T) {
 		t.Errorf("a fetch behind the stop: %v", err)
 	}
 }
+
+func TestANewcomerIsAwaitedUntilItIsServed(t *testing.T) {
+	t.Parallel()
+	pro, at := store.QueuePro, time.Now()
+	g := newGate(storetest.New(t).Redis(t), newSlots(newShares(2, DefaultWeights, false)), time.Hour, make(chan struct{}))
+	awaited := func(what string, want bool) {
+		t.Helper()
+		if got := g.awaits(pro); got != want {
+			t.Errorf("%s: awaited %t, want %t", what, got, want)
+		}
+	}
+	awaited("nobody came", false)
+	g.announce(pro, time.Time{})
+	awaited("somebody came back", false)
+	g.announce(pro, at)
+	awaited("one came", true)
+	g.served(pro, at.Add(-time.Millisecond))
+	g.served(store.QueueFree, at)
+	awaited("one before it was served, and one of another queue", true)
+	g.announce(pro, at.Add(-time.Second))
+	g.served(pro, at.Add(-time.Second))
+	awaited("one that came before it was announced late", true)
+	g.served(pro, at)
+	awaited("it was served", false)
+	g.announce(pro, at.Add(time.Second))
+	g.served(pro, at.Add(time.Minute))
+	awaited("one behind it was served, so another worker had it", false)
+	g.announce(pro, at.Add(time.Hour))
+	if err := fetchOnce(t, g); err != redis.Nil { //nolint:errorlint // go-redis returns it bare
+		t.Fatal(err)
+	}
+	awaited("the queue was found empty", false)
+	g.announce(pro, at.Add(2*time.Hour))
+	n := g.newcomers[pro]
+	n.heard = n.heard.Add(-newcomerLimit)
+	g.newcomers[pro] = n
+	awaited("nothing was seen of it for a long time", false)
+}

@@ -19,8 +19,8 @@ import (
 //   - Nobody stands in line: the claim takes a task for each slot that is free anyway, and a slot goes on
 //     with the workspace's next task in the transaction that finishes the last one.
 //   - Others stand in line: behind a task shorter than shortTask a slot goes on for sliceTime or sliceTasks, so that very
-//     short tasks don't each cost a round through Redis, and none the more so while the ledger is slow; not when a newcomer
-//     has come to the queue a moment ago, so that nobody starts more than two tasks before a newcomer's first.
+//     short tasks don't each cost a round through Redis, and none the more so while the ledger is slow; not while a newcomer
+//     waits in the queue, so that nobody starts more than two tasks before a newcomer's first.
 const (
 	shortTask  = 10 * time.Millisecond
 	sliceTime  = 50 * time.Millisecond
@@ -47,6 +47,7 @@ func (w *Worker) serve(ctx context.Context, t *asynq.Task) error {
 		w.slots.release(queue, 1)
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	}
+	w.gate.served(queue, turn.IssuedAt)
 	c := &store.Claim{Workspace: turn.Workspace, Turn: turn.ID, Lease: store.NewID(), Worker: *w.id.Load()}
 	more := 0
 	if w.gate.idle() {
@@ -145,7 +146,7 @@ func (w *Worker) work(v visit, a *attempt, task store.ClaimedTask) {
 // it returns what is expected then, or nil.
 func (w *Worker) goOn(v visit, f *store.Finish) map[uuid.UUID]*attempt {
 	last, served := time.Duration(f.Usage.AgentMS)*time.Millisecond, time.Since(v.began)
-	slice := last < shortTask && (served < sliceTime || v.ran < sliceTasks) && !w.gate.newcomer(v.queue)
+	slice := last < shortTask && (served < sliceTime || v.ran < sliceTasks) && !w.gate.awaits(v.queue)
 	if !slice && (served >= visitLimit || w.slots.wanted() || !w.gate.idle()) {
 		return nil
 	}
