@@ -16,6 +16,11 @@ import (
 
 // follow does what a customer does with a task that was acknowledged.
 func (l *load) follow(t *tenant, w wish, task string) {
+	if w.cancelIn == 0 && !w.retry && t != l.long {
+		l.mu.Lock()
+		l.idle[task] = t
+		l.mu.Unlock()
+	}
 	if w.cancelIn > 0 {
 		pause(l.ctx, w.cancelIn)
 		cancel := event{What: asks, Kind: kindCancel, WS: t.name, Task: task}
@@ -29,6 +34,23 @@ func (l *load) follow(t *tenant, w wish, task string) {
 	}
 	if status := l.awaitEnd(t, task); status == store.StatusFailed || status == store.StatusCanceled {
 		l.demand(t, "retry "+task, "/v1/tasks/"+task+"/retry", nil, event{What: asks, Kind: kindRetry, WS: t.name, Task: task})
+	}
+}
+
+// cancelOne lets a customer cancel a task that a worker holds to which something was just done: when it is taken back from there it
+// must not be started again.
+func (l *load) cancelOne(held []heldLease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, h := range held {
+		task := taskID(h.Task)
+		if t := l.idle[task]; t != nil {
+			delete(l.idle, task)
+			l.senders.Go(func() {
+				l.demand(t, "cancel "+task, "/v1/tasks/"+task+"/cancel", nil, event{What: asks, Kind: kindCancel, WS: t.name, Task: task})
+			})
+			return
+		}
 	}
 }
 

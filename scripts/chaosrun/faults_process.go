@@ -119,6 +119,7 @@ func killWorker(ctx context.Context, s *stage, f *firing) error {
 	if len(held) == 0 {
 		return fmt.Errorf("%w: the killed %s held nothing", errNotFired, name)
 	}
+	s.load.cancelOne(held)
 	for left := len(held); left > 0; {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -185,6 +186,7 @@ func stopWorker(length time.Duration) func(context.Context, *stage, *firing) err
 			_ = p.Signal(syscall.SIGCONT)
 			return fmt.Errorf("%w: the stopped %s held nothing (%v)", errNotFired, name, err)
 		}
+		s.load.cancelOne(held)
 		pause(ctx, length)
 		still := stopped(p.PID())
 		if err := p.Signal(syscall.SIGCONT); err != nil {
@@ -238,6 +240,7 @@ func cutWorker(length time.Duration) func(context.Context, *stage, *firing) erro
 		if err != nil {
 			return err
 		}
+		s.load.cancelOne(held)
 		pause(ctx, length)
 		left, heldErr := s.watch.stillHeld(ctx, held)
 		if err := mend(); err != nil {

@@ -49,12 +49,13 @@ type load struct {
 
 	mu      sync.Mutex
 	rng     *rand.Rand
-	answers []event // to requests, for the evidence of faults
+	answers []event            // to requests, for the evidence of faults
+	idle    map[string]*tenant // acknowledged tasks with which their customers have nothing in mind; see cancelOne
 }
 
 // newLoad registers the customers over HTTP and lifts the limits that would hold the load back.
 func newLoad(ctx context.Context, s *stage) (*load, error) {
-	l := &load{s: s, ctx: ctx, rng: rand.New(rand.NewPCG(s.cfg.seed, 2)), seats: make(chan struct{}, 100),
+	l := &load{s: s, ctx: ctx, rng: rand.New(rand.NewPCG(s.cfg.seed, 2)), seats: make(chan struct{}, 100), idle: map[string]*tenant{},
 		client: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
 	tiers := append(slices.Clone(s.cfg.crowd), tier{"pro", 10, 1})
 	for i, tr := range tiers {
