@@ -259,7 +259,7 @@ func TestAsynqmonsActionsDoNoHarm(t *testing.T) {
 
 	// A paused queue holds its turns, while others are served. A queue that holds a turn is not deleted, an empty one is.
 	m.queue("pause", "starter")
-	ws, turn := m.line("starter")
+	ws, _ := m.line("starter")
 	other, _ := m.line("free")
 	s.await(30*time.Second, "the other tier", func() bool {
 		return s.count(`SELECT count(*) FROM tasks WHERE workspace_id = $1 AND status = 'succeeded'`, other) == 2
@@ -274,7 +274,7 @@ func TestAsynqmonsActionsDoNoHarm(t *testing.T) {
 			rdb.LLen(t.Context(), "asynq:{starter}:active").Val() == 0
 	})
 	m.queue("pause", "starter")
-	ws, turn = m.line("starter")
+	ws, turn := m.line("starter")
 	remove := monAction{method: "DELETE", path: "/queues/{qname}"}
 	if code, answer := m.send(m.pages, remove, "starter", ""); code != http.StatusBadRequest {
 		t.Errorf("a queue that holds a turn is deleted: %d %s", code, answer)
