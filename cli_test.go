@@ -79,7 +79,7 @@ func TestConfiguration(t *testing.T) {
 		t.Parallel()
 		good := map[string]string{"MUSTER_ENV": "production", "PORT": "80", "OPS_ADDR": "[::1]:0", "REDIS_URL": "redis-cluster://u:long-and-random@a:1,b:2",
 			"JWT_SIGNING_KEYS": randomKey + "," + randomKey, "STRIPE_SECRET_KEY": "rk_live_8f1c2d3e4b5a", "STRIPE_API_BASE": "https://x/", "ANTHROPIC_BASE_URL": "http://x",
-			"OPENAI_BASE_URL": "http://x/v1", "WORKER_CONCURRENCY": "1000", "WORKER_PROCESSES": "0", "AUTOSCALE": "fly", "AUTOSCALE_MODE": "paused", "AUTOSCALE_BUDGET": "20", "FLY_APP_NAME": "muster-eu", "DRAIN_SECONDS": "0", "WORKER_STRICT_TIERS": "true",
+			"OPENAI_BASE_URL": "http://x/v1", "WORKER_CONCURRENCY": "1000", "WORKER_PROCESSES": "0", "AUTOSCALE": "fly", "AUTOSCALE_MODE": "paused", "AUTOSCALE_BUDGET": "200", "FLY_APP_NAME": "muster-eu", "DRAIN_SECONDS": "0", "WORKER_STRICT_TIERS": "true",
 			"WORKER_POLL_INTERVAL": "1s", "DELETION_GRACE": "1m", "LOG_LEVEL": "debug", "SMTP_URL": "smtps://u:long-and-random@mail:465", "MAIL_FROM": "Muster <m@example.com>", "TRUSTED_PROXIES": "10.0.0.0/8, ::1",
 			"APP_DOMAIN": "example.com", "STRIPE_WEBHOOK_SECRET": "whsec_8f1c2d3e4b5a69788796a5b4c3d2e1f0, whsec_0f1c2d3e4b5a69788796a5b4c3d2e1f0", "CORS_ORIGINS": "https://app.example.com, https://x.example:8443"}
 		for _, v := range variables {
