@@ -19,8 +19,8 @@ import (
 	"time"
 
 	"github.com/generic-corp/muster/billing/stripetest"
-	"github.com/generic-corp/muster/scripts/childprocess"
 	"github.com/generic-corp/muster/store/storetest"
+	"github.com/generic-corp/muster/worker/childprocess"
 	"github.com/generic-corp/muster/worker/isolate"
 	"github.com/generic-corp/muster/worker/provider/providertest"
 )

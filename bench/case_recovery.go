@@ -18,8 +18,8 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
 
-	"github.com/generic-corp/muster/scripts/childprocess"
 	"github.com/generic-corp/muster/worker"
+	"github.com/generic-corp/muster/worker/childprocess"
 )
 
 // recovery: kill -9 of a real worker process at a seeded random moment while its tasks run; seconds until the last of them

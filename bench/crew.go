@@ -17,8 +17,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/generic-corp/muster/scripts/childprocess"
 	"github.com/generic-corp/muster/store/storetest"
+	"github.com/generic-corp/muster/worker/childprocess"
 	"github.com/generic-corp/muster/worker/provider/providertest"
 )
 

@@ -19,11 +19,11 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/generic-corp/muster/jobs"
-	"github.com/generic-corp/muster/scripts/childprocess"
 	"github.com/generic-corp/muster/store"
 	"github.com/generic-corp/muster/store/storetest"
 	"github.com/generic-corp/muster/worker"
 	"github.com/generic-corp/muster/worker/agent"
+	"github.com/generic-corp/muster/worker/childprocess"
 	"github.com/generic-corp/muster/worker/isolate"
 	"github.com/generic-corp/muster/worker/provider"
 )

@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"github.com/generic-corp/muster/scripts/chaosrun/steppedclock"
-	"github.com/generic-corp/muster/scripts/childprocess"
+	"github.com/generic-corp/muster/worker/childprocess"
 )
 
 // member is a muster process of the run, and whoever starts it again: like systemd or muster up it sees to it that the

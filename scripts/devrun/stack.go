@@ -22,8 +22,8 @@ import (
 
 	"github.com/lib/pq"
 
-	"github.com/generic-corp/muster/scripts/childprocess"
 	"github.com/generic-corp/muster/scripts/privateservers"
+	"github.com/generic-corp/muster/worker/childprocess"
 )
 
 const (

@@ -19,7 +19,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/generic-corp/muster/scripts/childprocess"
+	"github.com/generic-corp/muster/worker/childprocess"
 )
 
 // PgBouncerConfig says who may pass and how few connections they share.

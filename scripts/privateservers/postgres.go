@@ -27,7 +27,7 @@ import (
 
 	"github.com/lib/pq"
 
-	"github.com/generic-corp/muster/scripts/childprocess"
+	"github.com/generic-corp/muster/worker/childprocess"
 )
 
 // startLimit bounds one start, crash recovery included, when the caller's context has no earlier deadline.

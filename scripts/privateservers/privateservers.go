@@ -23,7 +23,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/generic-corp/muster/scripts/childprocess"
+	"github.com/generic-corp/muster/worker/childprocess"
 )
 
 // Config says where the servers keep their data and what kind of servers they are.

@@ -20,7 +20,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/generic-corp/muster/scripts/childprocess"
+	"github.com/generic-corp/muster/worker/childprocess"
 )
 
 // RedisDatabases is how many numbered databases a private Redis has; each test takes one of its own.

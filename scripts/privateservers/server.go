@@ -11,7 +11,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/generic-corp/muster/scripts/childprocess"
+	"github.com/generic-corp/muster/worker/childprocess"
 )
 
 var errExited = errors.New("the server exited")

@@ -21,8 +21,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/generic-corp/muster/scripts/childprocess"
 	"github.com/generic-corp/muster/worker/agent"
+	"github.com/generic-corp/muster/worker/childprocess"
 	"github.com/generic-corp/muster/worker/provider"
 )
 

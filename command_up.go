@@ -12,10 +12,10 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"github.com/generic-corp/muster/scripts/childprocess"
+	"github.com/generic-corp/muster/worker/childprocess"
 )
 
-// One server: muster up runs the API, the scheduler and a few workers (up_crew.go) as processes of their own, so that
+// One server: muster up runs the API, the scheduler and a few workers (command_up_crew.go) as processes of their own, so that
 // each can crash, drain and be replaced alone, exactly as on many servers. A child that ends by itself is started again.
 
 // child is one process that up keeps alive.

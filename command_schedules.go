@@ -72,14 +72,6 @@ func taskOrNil(id uuid.NullUUID) *string {
 	return ptr(store.FormatID(store.TaskPrefix, id.UUID))
 }
 
-// clock writes a time for people; - for none.
-func clock(t *time.Time) string {
-	if t == nil {
-		return "-"
-	}
-	return t.UTC().Format(time.RFC3339)
-}
-
 func schedulesList(ctx context.Context, c *cli, args []string) error {
 	var limit int
 	d, err := c.open(ctx, "schedules list WS", args, func(set *flag.FlagSet) {

@@ -93,15 +93,6 @@ func showMargin(m store.Margin) marginJSON {
 		ProviderCost: m.CostMicroUSD, Margin: m.MicroUSD(), Expected: m.ExpectedMicroUSD}
 }
 
-// dollars writes micro-dollars.
-func dollars(microUSD int64) string {
-	sign := ""
-	if microUSD < 0 {
-		sign, microUSD = "-", -microUSD
-	}
-	return fmt.Sprintf("%s$%d.%02d", sign, microUSD/1_000_000, microUSD%1_000_000/10_000)
-}
-
 // listByMargin prints the workspaces that bring least.
 func (c *cli) listByMargin(ctx context.Context, system *store.System, limit int, asJSON bool) error {
 	list, err := system.WorstMargins(ctx, limit)

@@ -2,7 +2,7 @@
 
 // Package childprocess starts programs that must not outlive the one that started them, and ends them politely first.
 //
-// privateservers runs PostgreSQL and Redis through it, devrun and the end-to-end tests run muster and the stand-ins. It
+// muster up runs its processes through it, a worker those of suspects; privateservers, devrun and the tests run servers. It
 // promises: a child stands in a process group of its own, so that a terminal's Ctrl-C reaches only our program, which
 // then decides the order in which things end; and on Linux a child gets a signal when our program dies, however it dies.
 package childprocess

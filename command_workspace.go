@@ -2,21 +2,15 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
-	"io"
-	"os/user"
-	"sort"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/rs/zerolog"
 
-	"github.com/generic-corp/muster/jobs"
 	"github.com/generic-corp/muster/store"
 )
 
@@ -28,83 +22,6 @@ func runWorkspace(ctx context.Context, c *cli, args []string) error {
 		"list": workspaceList, "show": workspaceShow, "set-plan": workspaceSetPlan, "set-limit": workspaceSetLimit,
 		"pause": workspacePause, "resume": workspaceResume, "restore": workspaceRestore,
 	})
-}
-
-// subcommand runs the one that args names.
-func (c *cli) subcommand(ctx context.Context, name string, args []string, table map[string]func(context.Context, *cli, []string) error) error {
-	names := make([]string, 0, len(table))
-	for n := range table {
-		names = append(names, n)
-	}
-	sort.Strings(names)
-	if len(args) == 0 {
-		return misuse("want one of %s", strings.Join(names, ", "))
-	}
-	if args[0] == "--help" || args[0] == "-h" {
-		fmt.Fprintf(c.stdout, "Usage: muster %s %s   (each with --help)\n", name, strings.Join(names, "|"))
-		return nil
-	}
-	if run := table[args[0]]; run != nil {
-		return run(ctx, c, args[1:])
-	}
-	return misuse("unknown %q; want one of %s", args[0], strings.Join(names, ", "))
-}
-
-// operator is who acts, for the audit log: the login name on this machine.
-func operator() store.Operator {
-	if u, err := user.Current(); err == nil {
-		return store.Operator{Name: u.Username}
-	}
-	return store.Operator{Name: "unknown"}
-}
-
-// openSystem connects with the system's role and proves that it answers.
-func (c *cli) openSystem(ctx context.Context) (*store.System, Config, func(), error) {
-	cfg, err := loadConfig(c.getenv, nil, "SYSTEM_DATABASE_URL")
-	if err != nil {
-		return nil, cfg, nil, err
-	}
-	if err := cfg.allowModels(); err != nil {
-		return nil, cfg, nil, err
-	}
-	db, err := store.Open(ctx, string(cfg.SystemDatabaseURL), 4)
-	if err != nil {
-		return nil, cfg, nil, err
-	}
-	if err := db.PingContext(ctx); err != nil {
-		db.Close()
-		return nil, cfg, nil, dialHint("the database", "SYSTEM_DATABASE_URL", err)
-	}
-	return store.NewSystem(db), cfg, func() { db.Close() }, nil
-}
-
-// enqueue brings turns to Redis, if it is configured and there.
-func (c *cli) enqueue(cfg Config, turns []store.Turn) error {
-	if len(turns) == 0 || cfg.Redis.RedisConnOpt == nil {
-		return nil
-	}
-	rdb, err := jobs.NewRedis(cfg.Redis)
-	if err != nil {
-		return err
-	}
-	defer rdb.Close()
-	enqueuer := jobs.NewEnqueuer(rdb, zerolog.Nop())
-	for _, t := range turns {
-		enqueuer.Enqueue(jobs.Turn(t))
-	}
-	enqueuer.Close()
-	if enqueuer.Dropped() > 0 {
-		fmt.Fprintln(c.stderr, "note: redis could not be reached; the scheduler will bring the workspace in line")
-	}
-	return nil
-}
-
-func parseWorkspace(arg string) (uuid.UUID, error) {
-	id, ok := store.ParseID(store.WorkspacePrefix, arg)
-	if !ok {
-		return id, misuse("%q is no workspace; want an id such as ws_0190…", arg)
-	}
-	return id, nil
 }
 
 // workspaceJSON is a workspace as --json prints it.
@@ -149,8 +66,6 @@ type workspaceJSON struct {
 	ExpectedCost *int64 `json:"expected_cost_microusd,omitempty"`
 }
 
-func ptr[T any](v T) *T { return &v }
-
 func showWorkspace(w store.Workspace) workspaceJSON {
 	return workspaceJSON{ID: store.FormatID(store.WorkspacePrefix, w.ID), Name: w.Name, Plan: w.Plan, Status: w.Status, Queue: w.Queue,
 		Paused: pausedBy(w), Concurrency: w.Concurrency, Running: w.Running, Waiting: w.Waiting, MaxWaiting: w.MaxWaiting,
@@ -169,12 +84,6 @@ func pausedBy(w store.Workspace) *string {
 	}
 	names := strings.Join(w.Paused, ", ")
 	return &names
-}
-
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
 }
 
 func workspaceList(ctx context.Context, c *cli, args []string) error {
@@ -224,16 +133,6 @@ func keeps(days int) string {
 		return "for ever"
 	}
 	return fmt.Sprintf("%d days", days)
-}
-
-// printable keeps a customer's text from steering an operator's terminal.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if strconv.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, s)
 }
 
 func workspaceShow(ctx context.Context, c *cli, args []string) error {
