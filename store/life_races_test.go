@@ -69,7 +69,11 @@ func TestCancelFinishClaimExpiryAndReplayRace(t *testing.T) {
 		return nil
 	}
 	run := func(turn store.Turn) error {
-		c, err := l.fleet.Claim(ctx, &store.Claim{Workspace: ws, Turn: turn.ID, Lease: uuid.New(), Worker: l.worker}, false)
+		claim := &store.Claim{Workspace: ws, Turn: turn.ID, Lease: uuid.New(), Worker: l.worker}
+		c, err := l.fleet.Claim(ctx, claim, false)
+		for store.Unavailable(err) { // the row is in great demand
+			c, err = l.fleet.Claim(ctx, claim, true)
+		}
 		if err != nil {
 			return err
 		}
@@ -80,7 +84,11 @@ func TestCancelFinishClaimExpiryAndReplayRace(t *testing.T) {
 			return nil
 		}
 		outcomes := []store.Outcome{store.Succeeded, store.Failed, store.Timeout, store.Canceled, store.HandedBack, store.Retry}
-		f, err := l.fleet.Finish(ctx, finishOf(c.Task, outcomes[rand.IntN(len(outcomes))], int64(rand.IntN(50))), false)
+		finish := finishOf(c.Task, outcomes[rand.IntN(len(outcomes))], int64(rand.IntN(50)))
+		f, err := l.fleet.Finish(ctx, finish, false)
+		for store.Unavailable(err) {
+			f, err = l.fleet.Finish(ctx, finish, true)
+		}
 		if err != nil {
 			return err
 		}

@@ -19,7 +19,7 @@ const (
 	CodeRefused         = "refused"           // the model declined
 	CodeNoOutput        = "no_output"         // all tokens used, nothing written
 	CodeInvalidToolCall = "invalid_tool_call" // a tool that does not exist
-	CodeTaskCost        = "task_cost_limit"   // the next call could make the task cost more than a task, or cost more than a month, may
+	CodeTaskCost        = "task_cost_limit"   // the next call could make the task cost more than a task may, or alone more than a month may
 
 	CodeLeaseLost         = "lease_lost"         // the attempt is somebody else's: write nothing
 	CodeLedgerUnavailable = "ledger_unavailable" // no call could be recorded until the deadline
