@@ -444,6 +444,7 @@ func (z *zoo) dumpRedis() string {
 			fmt.Fprintln(&b, rdb.SMembers(ctx, keys.Val()).Val())
 		case "zset":
 			fmt.Fprintln(&b, rdb.ZRange(ctx, keys.Val(), 0, -1).Val())
+		case "none": // it was there when the names were read, and its time was over
 		default:
 			z.t.Errorf("Redis holds a %s, which this test does not read", kind)
 		}

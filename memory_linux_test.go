@@ -46,7 +46,7 @@ func TestABacklogCostsNoMemory(t *testing.T) {
 	perTask := (s.redisMemory() - redisBefore) / (many - few)
 	after := s.residentAtWork(asking)
 
-	if perTask > 1 { // a task's id alone has 16 bytes
+	if perTask > 8 { // a task's id alone has 16 bytes; the server's own buffers come and go
 		t.Errorf("Redis holds %.1f bytes for each waiting task", perTask)
 	}
 	for _, name := range slices.Sorted(maps.Keys(before)) {
