@@ -339,10 +339,17 @@ func TestFailedSignInsAreDelayed(t *testing.T) {
 	t.Run("KnownAndUnknownMailsAlike", func(t *testing.T) {
 		for i, email := range []string{"victim@example.com", "nobody@example.com"} {
 			ip := fmt.Sprintf("198.51.100.%d", i+1)
+			var failed time.Time
 			for range 4 {
 				login(email, wrong, ip).problem(probUnauthorized)
+				failed = time.Now()
 			}
-			r := login(strings.ToUpper(email), right, ip).problem(probSignInDelayed) // not even the right one is looked at
+			r := login(strings.ToUpper(email), right, ip)
+			if r.status != 429 && time.Since(failed) >= time.Second {
+				t.Logf("%s: this machine took longer to ask than the delay lasts", email)
+				continue
+			}
+			r.problem(probSignInDelayed) // not even the right one is looked at
 			if after := r.header.Get("Retry-After"); after != "1" {
 				t.Errorf("%s: Retry-After %s", email, after)
 			}
