@@ -70,11 +70,8 @@ func TestCancelFinishClaimExpiryAndReplayRace(t *testing.T) {
 	}
 	run := func(turn store.Turn) error {
 		claim := &store.Claim{Workspace: ws, Turn: turn.ID, Lease: uuid.New(), Worker: l.worker}
-		c, err := l.fleet.Claim(ctx, claim, false)
-		for store.Unavailable(err) { // the row is in great demand
-			c, err = l.fleet.Claim(ctx, claim, true)
-		}
-		if err != nil {
+		var c store.Claimed
+		if err := persist(ctx, func(again bool) (err error) { c, err = l.fleet.Claim(ctx, claim, again); return err }); err != nil {
 			return err
 		}
 		if c.Turn != nil {
@@ -85,11 +82,8 @@ func TestCancelFinishClaimExpiryAndReplayRace(t *testing.T) {
 		}
 		outcomes := []store.Outcome{store.Succeeded, store.Failed, store.Timeout, store.Canceled, store.HandedBack, store.Retry}
 		finish := finishOf(c.Task, outcomes[rand.IntN(len(outcomes))], int64(rand.IntN(50)))
-		f, err := l.fleet.Finish(ctx, finish, false)
-		for store.Unavailable(err) {
-			f, err = l.fleet.Finish(ctx, finish, true)
-		}
-		if err != nil {
+		var f store.Finished
+		if err := persist(ctx, func(again bool) (err error) { f, err = l.fleet.Finish(ctx, finish, again); return err }); err != nil {
 			return err
 		}
 		if !f.Accepted {

@@ -233,8 +233,8 @@ func TestWaitingIsTrueWhileAFleetDrains(t *testing.T) {
 	}
 
 	run := func(turn store.Turn) error {
-		c, err := l.fleet.Claim(ctx, &store.Claim{Workspace: turn.Workspace, Turn: turn.ID, Lease: uuid.New(), Worker: l.worker}, false)
-		if err != nil {
+		claim, c := &store.Claim{Workspace: turn.Workspace, Turn: turn.ID, Lease: uuid.New(), Worker: l.worker}, store.Claimed{}
+		if err := persist(ctx, func(again bool) (err error) { c, err = l.fleet.Claim(ctx, claim, again); return err }); err != nil {
 			return err
 		}
 		if c.Turn != nil {
@@ -244,11 +244,14 @@ func TestWaitingIsTrueWhileAFleetDrains(t *testing.T) {
 			return nil
 		}
 		call, refused := uuid.New(), int64(0)
-		err = l.fleet.BeginCall(ctx, callOf(c.Task, call, 40))
+		err := persist(ctx, func(bool) error { return l.fleet.BeginCall(ctx, callOf(c.Task, call, 40)) })
 		if err == nil {
 			time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond) // the agent's work
-			ended, err := l.fleet.EndCall(ctx, c.Task.Workspace, call, store.CallEnd{Outcome: "ok", CostMicroUSD: 20})
-			if err != nil {
+			var ended store.CallEnded
+			if err := persist(ctx, func(bool) (err error) {
+				ended, err = l.fleet.EndCall(ctx, c.Task.Workspace, call, store.CallEnd{Outcome: "ok", CostMicroUSD: 20})
+				return err
+			}); err != nil {
 				return err
 			}
 			if ended.Turn != nil {
@@ -268,7 +271,8 @@ func TestWaitingIsTrueWhileAFleetDrains(t *testing.T) {
 		case f.Outcome == store.Crashed:
 			f.Apart, f.Error = c.Task.Suspect(), &store.TaskError{Code: store.CodeAgentCrashed, Message: "died", Retryable: true}
 		}
-		r, err := l.fleet.Finish(ctx, f, false)
+		var r store.Finished
+		err = persist(ctx, func(again bool) (err error) { r, err = l.fleet.Finish(ctx, f, again); return err })
 		if err == nil && r.Turn != nil {
 			deliver(*r.Turn)
 		}
@@ -378,4 +382,14 @@ func TestWaitingIsTrueWhileAFleetDrains(t *testing.T) {
 	stop()
 	all.Wait()
 	t.Logf("%d moments compared: %v, %d beyond the exact positions", compared, counts, beyond)
+}
+
+// persist asks as workers do: again, while the ledger says that it is unavailable, as it is on a machine so busy that a load row
+// is waited for longer than the role may.
+func persist(ctx context.Context, ask func(again bool) error) error {
+	err := ask(false)
+	for store.Unavailable(err) && ctx.Err() == nil {
+		err = ask(true)
+	}
+	return err
 }
