@@ -77,7 +77,7 @@ func sqlClass(err error) string {
 }
 
 // isConcurrency: a deadlock, a serialization failure, a lock timeout, or a line that changed under a submit (MU001, see
-// migration 00015). The transaction did nothing; run it again.
+// migration 00021). The transaction did nothing; run it again.
 func isConcurrency(err error) bool {
 	return sqlClass(err) == "40" || sqlCode(err) == "55P03" || sqlCode(err) == "MU001"
 }
