@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -99,69 +98,12 @@ func (f *Fleet) part(batch []*op) (free, held []*op, err error) {
 	return free, held, err
 }
 
-// asideRoom is where ops wait for load rows that somebody holds, in one goroutine and transaction per workspace.
-type asideRoom struct {
-	mu      sync.Mutex
-	waiting map[uuid.UUID][]*op // by workspace; present while its goroutine runs
-	seats   chan struct{}       // each takes a connection, for one batch
-}
-
-// asideSeats is how many workspaces wait for their rows at once.
-const asideSeats = 4
-
-func newAsideRoom() asideRoom {
-	return asideRoom{waiting: map[uuid.UUID][]*op{}, seats: make(chan struct{}, asideSeats)}
-}
-
-// join lets an op wait with its workspace, if that waits aside.
-func (r *asideRoom) join(o *op) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	ops, ok := r.waiting[o.workspace()]
-	if ok {
-		r.waiting[o.workspace()] = append(ops, o)
-	}
-	return ok
-}
-
-// take takes a batch of what waits in a workspace's place.
-func (r *asideRoom) take(ws uuid.UUID) []*op {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	ops := r.waiting[ws]
-	n := min(len(ops), maxBatch)
-	r.waiting[ws] = ops[n:]
-	return ops[:n]
-}
-
-// leave gives a workspace's place up, unless more has come.
-func (r *asideRoom) leave(ws uuid.UUID) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.waiting[ws]) > 0 {
-		return false
-	}
-	delete(r.waiting, ws)
-	return true
-}
-
-// setAside lets ops wait with their workspaces, each of which gets a goroutine unless it has one.
+// setAside lets ops wait with their workspaces.
 func (f *Fleet) setAside(ops []*op) {
 	for _, o := range ops {
-		if f.aside.join(o) {
-			continue
+		if ws := o.workspace(); f.aside.put(ws, o) {
+			f.wg.Go(func() { f.aside.serve(ws, f.commitAside) })
 		}
-		ws := o.workspace() // of this lane, so nobody else makes a place for it
-		f.aside.mu.Lock()
-		f.aside.waiting[ws] = []*op{o}
-		f.aside.mu.Unlock()
-		f.wg.Go(func() {
-			for left := false; !left; left = f.aside.leave(ws) {
-				f.aside.seats <- struct{}{} // in the order of asking, so that no row that stays held keeps others from a seat
-				f.commitAside(f.aside.take(ws))
-				<-f.aside.seats
-			}
-		})
 	}
 }
 

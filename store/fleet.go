@@ -29,7 +29,7 @@ type Fleet struct {
 	mu     sync.RWMutex // held for reading while a lane is given something
 	closed bool
 
-	aside asideRoom
+	aside asideRoom[*op]
 }
 
 // ErrClosed: the Fleet has been closed; nothing was asked of the ledger.
@@ -66,7 +66,7 @@ func (o *op) workspace() uuid.UUID {
 
 // NewFleet starts the lanes. Close stops them.
 func NewFleet(db *sqlx.DB) *Fleet {
-	f := &Fleet{db: db, seed: maphash.MakeSeed(), aside: newAsideRoom()}
+	f := &Fleet{db: db, seed: maphash.MakeSeed(), aside: newAsideRoom[*op](maxBatch)}
 	for i := range f.lanes {
 		f.lanes[i] = make(chan *op, 4*maxBatch)
 		f.wg.Add(1)
@@ -118,7 +118,7 @@ func (f *Fleet) pass(o *op) {
 		o.err = ErrClosed
 		return
 	}
-	if !f.aside.join(o) {
+	if !f.aside.join(ws, o) {
 		f.lanes[maphash.Bytes(f.seed, ws[:])%laneCount] <- o
 	}
 	f.mu.RUnlock()

@@ -19,10 +19,10 @@ func (a *API) HoldSubmits() (waiting func() int, release func()) {
 
 // SubmitsAside counts a workspace's submits that wait aside and whose transaction has not begun.
 func (a *API) SubmitsAside(ws uuid.UUID) int {
-	lane := a.submits.lane(ws)
-	lane.mu.Lock()
-	defer lane.mu.Unlock()
-	return len(lane.aside[ws])
+	room := &a.submits.aside
+	room.mu.Lock()
+	defer room.mu.Unlock()
+	return len(room.waiting[ws])
 }
 
 // SubmitsInLanes counts submits that wait for a flush.

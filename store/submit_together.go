@@ -23,7 +23,7 @@ import (
 // because not all of a workspace's submits are accepted, waits aside: a workspace at a time in a transaction of its own, for
 // as long as it takes, together first and one by one when that does not go. What arrives for such a workspace meanwhile joins
 // it there. So a refusal is always a submit's own, nobody waits for a row in company of others' workspaces, and whoever waits
-// takes one of asideSubmits connections and not one each.
+// takes one of asideSeats connections and not one each.
 //
 // What dies in the middle of a flush: the process, and all of it is committed or none, none of it was answered; the
 // connection, and either database/sql asks anew, then those that had been committed are recognised by their tasks' ids
@@ -33,7 +33,6 @@ const (
 	submitLanes  = 2
 	maxTogether  = 48               // submits of a flush; below 64, see the migration
 	flushTimeout = 10 * time.Second // of one flush; its members cannot interrupt it
-	asideSubmits = 4                // workspaces that wait for their load rows at once; each takes a connection
 )
 
 // What is larger goes alone: it would keep others waiting, and gains nothing.
@@ -54,23 +53,18 @@ func isSmall(tasks []NewTask) bool {
 type submits struct {
 	api   *API
 	lanes [submitLanes]submitLane
-	seats chan struct{} // of those aside
+	aside asideRoom[*submission]
 }
 
 func newSubmits(a *API) *submits {
-	s := &submits{api: a, seats: make(chan struct{}, asideSubmits)}
-	for i := range s.lanes {
-		s.lanes[i].aside = map[uuid.UUID][]*submission{}
-	}
-	return s
+	return &submits{api: a, aside: newAsideRoom[*submission](maxTogether)}
 }
 
 // submitLane has one flush under way at most.
 type submitLane struct {
 	mu      sync.Mutex
 	waiting []*submission
-	running bool                        // somebody flushes until nobody waits
-	aside   map[uuid.UUID][]*submission // by workspace; present while somebody submits what waits there
+	running bool // somebody flushes until nobody waits
 }
 
 // submission is a submit on its way through a lane. What is below done is set before it is closed.
@@ -90,13 +84,11 @@ type submission struct {
 func (s *submits) pass(ctx context.Context, ws uuid.UUID, tasks []NewTask) ([]TaskView, []Turn, error) {
 	sub := &submission{ws: ws, tasks: tasks, done: make(chan struct{})}
 	lane := s.lane(ws)
-	if lane.enter(sub) {
-		go s.run(lane)
-	}
+	s.enter(lane, sub)
 	select {
 	case <-sub.done:
 	case <-ctx.Done():
-		if lane.leave(sub) {
+		if lane.withdraw(sub) || s.aside.withdraw(ws, sub) {
 			return nil, nil, fmt.Errorf("submit tasks: %w", ctx.Err())
 		}
 		<-sub.done
@@ -106,34 +98,31 @@ func (s *submits) pass(ctx context.Context, ws uuid.UUID, tasks []NewTask) ([]Ta
 
 func (s *submits) lane(ws uuid.UUID) *submitLane { return &s.lanes[ws[15]%submitLanes] }
 
-// enter puts a submission into the lane, or aside where its workspace waits; true when the lane has to be run.
-func (l *submitLane) enter(sub *submission) (run bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// enter puts a submission into its lane, or aside where its workspace waits.
+func (s *submits) enter(lane *submitLane, sub *submission) {
+	lane.mu.Lock()
+	defer lane.mu.Unlock()
 	sub.ids = newIDs(len(sub.tasks))
-	if others, ok := l.aside[sub.ws]; ok {
-		l.aside[sub.ws] = append(others, sub)
-		return false
+	if s.aside.join(sub.ws, sub) {
+		return
 	}
-	l.waiting = append(l.waiting, sub)
-	run = !l.running
-	l.running = true
-	return run
+	lane.waiting = append(lane.waiting, sub)
+	if !lane.running {
+		lane.running = true
+		go s.run(lane)
+	}
 }
 
-// leave takes a submission out of the lane; false when its transaction has begun.
-func (l *submitLane) leave(sub *submission) bool {
+// withdraw takes a submission out of the lane; false when it is in a flush by now, or aside.
+func (l *submitLane) withdraw(sub *submission) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if i := slices.Index(l.waiting, sub); i >= 0 {
-		l.waiting = slices.Delete(l.waiting, i, i+1)
-		return true
+	i := slices.Index(l.waiting, sub)
+	if i < 0 {
+		return false
 	}
-	if i := slices.Index(l.aside[sub.ws], sub); i >= 0 {
-		l.aside[sub.ws] = slices.Delete(l.aside[sub.ws], i, i+1)
-		return true
-	}
-	return false
+	l.waiting = slices.Delete(l.waiting, i, i+1)
+	return true
 }
 
 // next takes the submissions of the next flush; with none the lane is no longer running.
@@ -188,42 +177,9 @@ func (s *submits) flush(batch []*submission) {
 
 // setAside lets a part wait for itself.
 func (s *submits) setAside(p *part) {
-	lane := s.lane(p.ws)
-	lane.mu.Lock()
-	defer lane.mu.Unlock()
-	others, running := lane.aside[p.ws]
-	lane.aside[p.ws] = append(others, p.members...)
-	if !running {
-		go s.runAside(lane, p.ws)
+	if s.aside.put(p.ws, p.members...) {
+		go s.aside.serve(p.ws, func(batch []*submission) { s.flushAside(&partsOf(batch)[0]) })
 	}
-}
-
-// runAside submits what waits aside for a workspace, until nothing does.
-func (s *submits) runAside(lane *submitLane, ws uuid.UUID) {
-	for {
-		s.seats <- struct{}{}
-		batch := lane.nextAside(ws)
-		if len(batch) == 0 {
-			<-s.seats
-			return
-		}
-		s.flushAside(&partsOf(batch)[0])
-		<-s.seats // another workspace's turn
-	}
-}
-
-// nextAside takes what waits aside for a workspace; with nothing its place is given up.
-func (l *submitLane) nextAside(ws uuid.UUID) []*submission {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n := min(len(l.aside[ws]), maxTogether)
-	if n == 0 {
-		delete(l.aside, ws)
-		return nil
-	}
-	batch := slices.Clone(l.aside[ws][:n])
-	l.aside[ws] = slices.Delete(l.aside[ws], 0, n)
-	return batch
 }
 
 // flushAside submits a part in a transaction of its own, which waits for the load row; its members one by one when they are not
