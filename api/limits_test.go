@@ -339,18 +339,18 @@ func TestFailedSignInsAreDelayed(t *testing.T) {
 	t.Run("KnownAndUnknownMailsAlike", func(t *testing.T) {
 		for i, email := range []string{"victim@example.com", "nobody@example.com"} {
 			ip := fmt.Sprintf("198.51.100.%d", i+1)
-			var failed time.Time
+			var took time.Duration
 			for range 4 {
+				asked := time.Now()
 				login(email, wrong, ip).problem(probUnauthorized)
-				failed = time.Now()
+				took = time.Since(asked)
 			}
-			r := login(strings.ToUpper(email), right, ip)
-			if r.status != 429 && time.Since(failed) >= time.Second {
-				t.Logf("%s: this machine took longer to ask than the delay lasts", email)
-				continue
+			slow := took > 200*time.Millisecond // the delay of a second might be over before the next is read; each further one doubles it
+			for tries := 0; slow && tries < 6 && login(email, wrong, ip).status != 429; tries++ {
 			}
-			r.problem(probSignInDelayed) // not even the right one is looked at
-			if after := r.header.Get("Retry-After"); after != "1" {
+			r := login(strings.ToUpper(email), right, ip).problem(probSignInDelayed) // not even the right one is looked at
+			after := r.header.Get("Retry-After")
+			if seconds, err := strconv.Atoi(after); err != nil || seconds < 1 || seconds > 1 && !slow {
 				t.Errorf("%s: Retry-After %s", email, after)
 			}
 		}
