@@ -11,7 +11,7 @@ import (
 // A million tasks over the API take minutes, and what a case measures is not how they came: workspaces are copies of one that
 // was registered and set to its plan, and their backlogs are written as rows (storetest.AddBacklog). At the end all turns
 // stand in Redis: a worker that starts meanwhile would take them for newcomers, for whose sake nobody goes on with a second
-// task, for as long as the loader takes and a second.
+// task until they are served.
 
 // clones makes n workspaces of a plan.
 func (f *fleet) clones(n int, plan string) []*tenant {
