@@ -75,6 +75,10 @@ func (w *tenants) policyMutants(t *testing.T) (all []mutant) {
 		all = append(all, mutant{name: function.name + " forgets its setting",
 			sql: fmt.Sprintf("CREATE OR REPLACE FUNCTION %s() RETURNS %s LANGUAGE sql STABLE AS 'SELECT NULL::%[2]s'", function.name, function.returns), first: rowsKind})
 	}
+	for does, body := range map[string]string{"forgets its setting": "NULL::boolean", "takes any setting": "current_setting('app.workspace_ids', true) <> ''"} {
+		all = append(all, mutant{name: "app_together " + does, first: rowsKind,
+			sql: "CREATE OR REPLACE FUNCTION app_together(ws uuid) RETURNS boolean LANGUAGE sql STABLE AS $$ SELECT " + body + " $$"})
+	}
 	return all
 }
 

@@ -31,13 +31,13 @@ type mutant struct {
 // prober is the SQL that makes probes: it must run inside the transaction of the mutation, so it is a function there. Its
 // verdicts are those of verdict in walls_test.go.
 const prober = `
-CREATE TEMP TABLE probes (id serial, tab text, kind text, name text, role text, ws text, usr text, email text, cred text, before text, stmt text, want text[]);
+CREATE TEMP TABLE probes (id serial, tab text, kind text, name text, role text, ws text, usr text, email text, cred text, company text, before text, stmt text, want text[]);
 
 CREATE FUNCTION pg_temp.try(p probes) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE n bigint; answer text; state text; con text; msg text;
 BEGIN
 	IF p.before <> '' THEN EXECUTE p.before; END IF;
-	PERFORM set_config('app.workspace_id', p.ws, true), set_config('app.user_id', p.usr, true), set_config('app.email', p.email, true), set_config('app.credential', p.cred, true);
+	PERFORM set_config('app.workspace_id', p.ws, true), set_config('app.user_id', p.usr, true), set_config('app.email', p.email, true), set_config('app.credential', p.cred, true), set_config('app.workspace_ids', p.company, true);
 	PERFORM set_config('role', p.role, true);
 	IF p.stmt LIKE 'SELECT%' THEN
 		EXECUTE p.stmt INTO answer;
@@ -83,12 +83,12 @@ func (w *tenants) newLaboratory(t *testing.T, probes []probe) *laboratory {
 	t.Cleanup(func() { _ = tx.Rollback() })
 	l := &laboratory{tx: tx}
 	l.exec(t, prober)
-	insert, err := tx.Prepare(`COPY probes (tab, kind, name, role, ws, usr, email, cred, before, stmt, want) FROM STDIN`)
+	insert, err := tx.Prepare(`COPY probes (tab, kind, name, role, ws, usr, email, cred, company, before, stmt, want) FROM STDIN`)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range probes {
-		if _, err := insert.Exec(p.table, p.kind, p.name, p.role, p.scope.workspace, p.scope.user, p.scope.email, p.scope.credential, p.before, p.do, pq.Array(p.want)); err != nil {
+		if _, err := insert.Exec(p.table, p.kind, p.name, p.role, p.scope.workspace, p.scope.user, p.scope.email, p.scope.credential, p.scope.company, p.before, p.do, pq.Array(p.want)); err != nil {
 			t.Fatal(err)
 		}
 	}

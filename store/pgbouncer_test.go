@@ -84,7 +84,7 @@ func TestThroughPgBouncer(t *testing.T) {
 						var seen, backend int
 						var settings sql.NullString
 						if err := db.QueryRow(`SELECT (SELECT count(*) FROM tasks) + (SELECT count(*) FROM users) + (SELECT count(*) FROM members), pg_backend_pid(),
-							concat(current_setting('app.workspace_id', true), current_setting('app.user_id', true), current_setting('app.email', true), current_setting('app.credential', true))`).
+							concat(current_setting('app.workspace_id', true), current_setting('app.workspace_ids', true), current_setting('app.user_id', true), current_setting('app.email', true), current_setting('app.credential', true))`).
 							Scan(&seen, &backend, &settings); err != nil || seen != 0 || settings.String != "" {
 							t.Errorf("without a scope it sees %d rows under %q, %v", seen, settings.String, err)
 						}

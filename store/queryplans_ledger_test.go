@@ -1,12 +1,15 @@
 package store_test
 
 import (
+	"context"
+	"runtime"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/generic-corp/muster/store"
 	"github.com/generic-corp/muster/store/storetest"
@@ -104,4 +107,21 @@ func newPlanLedger(t *testing.T, workspaces, tasks int) *planLedger {
 		}
 	}
 	return l
+}
+
+// submitTogether submits n tasks, each to a workspace of its own if there are so many, as one flush of each lane.
+func (l *planLedger) submitTogether(ctx context.Context, n int) error {
+	waiting, release := l.api.HoldSubmits()
+	var work errgroup.Group
+	for i := range n {
+		work.Go(func() error {
+			_, _, err := l.api.Submit(ctx, l.workspaces[i%len(l.workspaces)], []store.NewTask{{Agent: "yuki", Model: "auto", Prompt: "p", TimeoutMS: 60_000, MaxAttempts: 1}})
+			return err
+		})
+	}
+	for waiting() < n {
+		runtime.Gosched()
+	}
+	release()
+	return work.Wait()
 }

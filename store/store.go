@@ -4,7 +4,7 @@
 // nothing else of ours. Three types stand for the three login roles, so that the compiler says who may do what:
 //
 //   - API serves one workspace per transaction, which row-level security enforces (app.workspace_id); only small submits
-//     share one, each workspace's part under its own setting (submit_together.go).
+//     share one, under a setting that names theirs (app.workspace_ids, submit_together.go).
 //   - Fleet is the workers' side: claims and finishes across workspaces, in shared transactions.
 //   - System is the scheduler's, billing's and the operators' side.
 //

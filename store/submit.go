@@ -12,7 +12,7 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// A submit is a call of the function submit_tasks (migrations 00015 and 00021), which inserts the tasks, joins the line under the
+// A submit is a call of the function submit_tasks (migrations 00015 and 00022), which inserts the tasks, joins the line under the
 // load row's lock, issues the turn that is due and says what the tasks wait for. Small submits that arrive together share
 // one transaction (submit_together.go), a large one has a round trip and a transaction of its own; with an idempotency key
 // it is a part of Work's.

@@ -1,12 +1,21 @@
 package store
 
-import "github.com/google/uuid"
+import (
+	"runtime"
+
+	"github.com/google/uuid"
+)
 
 // HoldSubmits keeps small submits in their lanes until release, so that a test decides which share a flush; waiting counts them.
 func (a *API) HoldSubmits() (waiting func() int, release func()) {
 	lanes := a.submits.lanes[:]
 	for i := range lanes {
 		lanes[i].mu.Lock()
+		for lanes[i].running { // it has answered everybody and is about to see that nobody waits
+			lanes[i].mu.Unlock()
+			runtime.Gosched()
+			lanes[i].mu.Lock()
+		}
 		lanes[i].running = true
 		lanes[i].mu.Unlock()
 	}

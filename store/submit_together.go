@@ -18,8 +18,8 @@ import (
 // workspace, keep Postgres busy while the other lane commits, and never wait for each other's load rows; submits of one
 // workspace share its lock instead of waiting each for the commit of the one before.
 //
-// The function submit_together (migration 00019) sees one workspace at a time, as every transaction of the API's role, and
-// keeps each from the others' failures. What it leaves out, because somebody holds the load row, because it met an error, or
+// The function submit_together (migration 00022) writes a flush's workspaces together, and keeps each from the others'
+// failures: what meets an error has it begin again with one workspace at a time. What it leaves out, because somebody holds the load row, because it met an error, or
 // because not all of a workspace's submits are accepted, waits aside: a workspace at a time in a transaction of its own, for
 // as long as it takes, together first and one by one when that does not go. What arrives for such a workspace meanwhile joins
 // it there. So a refusal is always a submit's own, nobody waits for a row in company of others' workspaces, and whoever waits

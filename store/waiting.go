@@ -17,7 +17,7 @@ type Waiting struct {
 }
 
 // The reasons, in the order in which they are given when several hold; those of a task in line come from the function
-// waiting_reason (migration 00021), by the rules of load.hasRoom and load.admits.
+// waiting_reason (migration 00022), by the rules of load.hasRoom and load.admits.
 const (
 	WaitScheduled    = "scheduled"        // its time has not come
 	WaitIsolated     = "isolated"         // it was running in crashes: it waits, and then runs in a process of its own
@@ -53,7 +53,7 @@ func (w *Work) readLoad(ctx context.Context) (*load, error) {
 }
 
 // waitingColumns are why a task in line is not running and how many run before it, of tasks t LEFT JOIN leases l; NULL
-// unless it is in line. The functions are those of migrations 00021 and 00020.
+// unless it is in line. The functions are those of migrations 00022 and 00020.
 const waitingColumns = `CASE WHEN l.id IS NULL AND t.status = 'queued' THEN waiting_reason(t.workspace_id) END AS waiting_reason,
 	CASE WHEN l.id IS NULL AND t.status = 'queued' THEN line_position(t.workspace_id, t.id, t.priority) END AS waiting_position`
 

@@ -21,7 +21,7 @@ type walls struct {
 
 	// What the policies alone let through, were everything granted.
 	//
-	// opens, for muster_api: which setting opens A's row to which operations, as in "workspace:siud user:su credential:s".
+	// opens, for muster_api: which setting opens A's row to which operations, as in "workspace:siud user:su credential:s"; company is app.workspace_ids.
 	// "" is "workspace:s" where nothing but s is granted, "" where nothing is, else "workspace:siud".
 	opens string
 	// workerSees and systemSees: operations on all workspaces' rows. "" is siud where anything is granted; "-" is none.
@@ -84,6 +84,7 @@ var tables = map[string]walls{
 		SELECT $1::uuid, 'free', 1, 10, 0, date_trunc('month', now())::date, 0, 0 WHERE $2::uuid IS NOT NULL`,
 		api:    "s i u(webhooks,waiting,turn,turn_at,period,used_ms,overage_used_ms,provider_used_microusd,overage_enabled,spend_cap_cents,overage_allowance_ms,leaving)",
 		worker: "s u(waiting,turn,turn_at,period,used_ms,overage_used_ms,provider_used_microusd,event_seq)", system: "s u",
+		opens: "workspace:siud company:su",
 		checks: map[string]check{
 			"workspace_load_queue_check":                    {`queue = 'vip'`, `queue = 'pro'`},
 			"workspace_load_cap_check":                      {`cap = -1`, `cap = 0`},
@@ -143,7 +144,7 @@ var tables = map[string]walls{
 			"api_keys_role_check":     {`role = 'god'`, `role = 'owner'`},
 			"api_keys_key_hash_check": {`key_hash = 'short'`, `key_hash = ` + hash32}}},
 	"agents": {seed: `INSERT INTO agents (workspace_id, id, name) SELECT $1::uuid, gen_random_uuid(), gen_random_uuid()::text WHERE $2::uuid IS NOT NULL`,
-		api: "s i u d", worker: "s", system: "s d", workerSees: "s", systemSees: "sd",
+		api: "s i u d", worker: "s", system: "s d", workerSees: "s", systemSees: "sd", opens: "workspace:siud company:s",
 		checks: map[string]check{"agents_name_check": {`name = ''`, `name = 'x'`}}},
 	"audit_heads": {seed: `INSERT INTO audit_heads (workspace_id, seq, at, hash) SELECT $1::uuid, 0, 'epoch', ` + hash32 + ` WHERE $2::uuid IS NOT NULL`,
 		api: "s i u(seq,at,hash)", worker: "s i u(seq,at,hash)", system: "s i u(seq,at,hash)",
@@ -175,7 +176,7 @@ var tables = map[string]walls{
 			"idempotency_keys_body_hash_check": {`body_hash = 'short'`, `body_hash = ` + hash32}}},
 	"tasks": {seed: `INSERT INTO tasks (workspace_id, id, status, agent, model, prompt, timeout_ms, max_attempts, first_max_attempts)
 		SELECT $1::uuid, gen_random_uuid(), 'queued', 'a', 'auto', 'p', 1000, 1, 1 WHERE $2::uuid IS NOT NULL`,
-		api: "s i u", worker: "s u", system: "s i u d",
+		api: "s i u", worker: "s u", system: "s i u d", opens: "workspace:siud company:si",
 		checks: map[string]check{
 			"tasks_status_check":             {`status = 'running'`, `status = 'queued'`},
 			"tasks_check":                    {`finished_at = now()`, `finished_at = now(), status = 'failed'`},
@@ -212,7 +213,7 @@ var tables = map[string]walls{
 			"schedule_runs_check2":            {`reason = ''`, `reason = 'backlog_full'`}}},
 	"leases": {seed: `INSERT INTO leases (workspace_id, task_id, id, worker_id, attempt, reserved_ms)
 		SELECT $1::uuid, gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 1, 1000 WHERE $2::uuid IS NOT NULL`,
-		api: "s", worker: "s i d", system: "s d",
+		api: "s", worker: "s i d", system: "s d", opens: "workspace:s company:s",
 		checks: map[string]check{"leases_reserved_ms_check": {`reserved_ms = 0`, `reserved_ms = 1`}}},
 	"attempts": {seed: `INSERT INTO attempts (workspace_id, id, task_id, attempt, worker_id, outcome, billable, started_at, agent_ms)
 		SELECT $1::uuid, gen_random_uuid(), gen_random_uuid(), 1, gen_random_uuid(), 'succeeded', true, now(), 1 WHERE $2::uuid IS NOT NULL`,
@@ -226,7 +227,7 @@ var tables = map[string]walls{
 		checks: map[string]check{"metering_rows_meter_check": {`meter = 'wishes'`, `meter = 'tasks'`}}},
 	"provider_calls": {seed: `INSERT INTO provider_calls (workspace_id, id, task_id, attempt_id, step, try, provider, model)
 		SELECT $1::uuid, gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 1, 1, 'p', 'm' WHERE $2::uuid IS NOT NULL`,
-		api: "s", worker: "s i u", system: "s u d",
+		api: "s", worker: "s i u", system: "s u d", opens: "workspace:s company:s",
 		checks: map[string]check{"provider_calls_outcome_check": {`outcome = 'fine'`, `outcome = 'ok'`}}},
 	"daily_usage": {seed: `INSERT INTO daily_usage (workspace_id, day, meter, quantity, billable)
 		SELECT $1::uuid, now()::date, gen_random_uuid()::text, 1, 1 WHERE $2::uuid IS NOT NULL`,

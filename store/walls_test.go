@@ -43,7 +43,7 @@ const (
 )
 
 // scope is the settings of a transaction of the API.
-type scope struct{ name, workspace, user, email, credential string }
+type scope struct{ name, workspace, user, email, credential, company string }
 
 // roleOwner and roleStranger are tried beside the login roles: the first must see nothing, the second may do nothing.
 const (
@@ -180,12 +180,13 @@ func (w *tenants) scopes(t testing.TB, table string) (none scope, a, b []scope) 
 			}
 		}
 		return []scope{{name: name + " workspace", workspace: who.workspace.String()}, {name: name + " user", user: who.user.String()},
-			{name: name + " email", email: email}, {name: name + " credential", credential: credential}}
+			{name: name + " email", email: email}, {name: name + " credential", credential: credential},
+			{name: name + " company", company: uuid.NewString() + "," + who.workspace.String()}}
 	}
 	return scope{name: "no setting"}, of("its own", w.a), of("another's", w.b)
 }
 
-// setting is which of the four a scope sets.
+// setting is which of the five a scope sets.
 func (s scope) setting() string {
 	switch {
 	case s.workspace != "":
@@ -196,6 +197,8 @@ func (s scope) setting() string {
 		return "email"
 	case s.credential != "":
 		return "credential"
+	case s.company != "":
+		return "company"
 	}
 	return ""
 }
@@ -316,7 +319,7 @@ func everything(table, role string) string {
 // handOvers: under its own setting and with every privilege the API's role cannot give its row away.
 func (w *tenants) handOvers(table string, ofA []scope) (all []probe) {
 	wall := tables[table]
-	for _, s := range ofA[:2] { // workspace, user
+	for _, s := range []scope{ofA[0], ofA[1], ofA[4]} { // workspace, user, company
 		if !strings.Contains(wall.opensTo(s.setting()), "u") {
 			continue
 		}
@@ -402,7 +405,8 @@ func (p probe) run(ctx context.Context, db *sqlx.DB) (string, error) {
 	}
 	defer func() { _ = tx.Rollback() }()
 	if _, err := tx.ExecContext(ctx, `SELECT set_config('app.workspace_id', $1, true), set_config('app.user_id', $2, true), set_config('app.email', $3, true),
-		set_config('app.credential', $4, true)`, p.scope.workspace, p.scope.user, p.scope.email, p.scope.credential); err != nil {
+		set_config('app.credential', $4, true), set_config('app.workspace_ids', $5, true)`,
+		p.scope.workspace, p.scope.user, p.scope.email, p.scope.credential, p.scope.company); err != nil {
 		return "", err
 	}
 	if strings.HasPrefix(p.do, "SELECT") {
