@@ -60,11 +60,8 @@ func spied(l *line) (together int64) {
 func TestAFlushDecidesAsEachSubmitByItself(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	env := storetest.New(t) // its figures are made up: no CheckLedger
-	l := &line{t: t, env: env, api: store.NewAPI(env.API(t)), system: store.NewSystem(env.System(t)), fleet: store.NewFleet(env.Worker(t))}
-	t.Cleanup(l.fleet.Close)
-	l.worker = l.register()
-	admin := env.Admin(t)
+	l := newLineOn(t, storetest.New(t))
+	admin := l.env.Admin(t)
 	random := rand.New(rand.NewPCG(11, 4))
 	pick := func(of ...int) int { return of[random.IntN(len(of))] }
 	later, soon := time.Now().Add(time.Hour), time.Now().Add(time.Minute)
@@ -72,10 +69,11 @@ func TestAFlushDecidesAsEachSubmitByItself(t *testing.T) {
 	const pairs = 80
 	var alone, company []*sent
 	for range pairs {
-		a, b := &sent{ws: storetest.NewWorkspace(t, env, "pro")}, &sent{ws: storetest.NewWorkspace(t, env, "pro")}
+		a, b := &sent{ws: storetest.NewWorkspace(t, l.env, "pro")}, &sent{ws: storetest.NewWorkspace(t, l.env, "pro")}
 		alone, company = append(alone, a), append(company, b)
-		state := []any{pick(0, 1, 2, 10, 10), pick(5_000, 1_000_000, 1_000_000), pick(0, 0, 4_000, 95_000), pick(0, 8_000), pick(0, 3_000), pick(0, 100, 160, 10_000),
-			pick(0, 0, 200), pick(0, 0, 0, 1) == 1, pick(0, 0, 1) == 1, pick(120, 1_000, 1_000), pick(3, 4, 1_000, 1_000, 1_000), pick(0, 0, 0, 0, 0, 0, 0, 1) == 1}
+		figures := []any{pick(0, 1, 2, 10, 10), pick(5_000, 1_000_000, 1_000_000), pick(0, 0, 4_000, 95_000), pick(0, 8_000), pick(0, 3_000), pick(0, 100, 160, 10_000),
+			pick(0, 0, 200), pick(0, 0, 0, 1) == 1, pick(0, 0, 1) == 1, pick(120, 1_000, 1_000)}
+		maxWaiting, leaving := pick(3, 4, 1_000, 1_000, 1_000), pick(0, 0, 0, 0, 0, 0, 0, 1) == 1
 		earlier := make([]store.NewTask, pick(0, 1, 3))
 		claims, needs, expired := pick(0, 0, 1, 2), pick(0, 0, 150), pick(0, 0, 0, 1) == 1
 		turnOut := pick(0, 1) == 1
@@ -111,10 +109,8 @@ func TestAFlushDecidesAsEachSubmitByItself(t *testing.T) {
 			if !turnOut {
 				admin.MustExec(`UPDATE workspace_load SET turn = NULL, turn_at = NULL WHERE workspace_id = $1`, s.ws)
 			}
-			admin.MustExec(`UPDATE workspace_load SET cap = $2, quota_ms = $3, used_ms = $4, overage_enabled = true, overage_allowance_ms = $5, overage_used_ms = $6,
-				provider_budget_microusd = $7, provider_used_microusd = $8, paused = CASE WHEN $9 THEN ARRAY['operator'] END, max_task_cost_microusd = $11,
-				period = date_trunc('month', now() AT TIME ZONE 'UTC')::date - CASE WHEN $10 THEN interval '1 month' ELSE interval '0' END,
-				max_waiting = $12, leaving = $13 WHERE workspace_id = $1`, append([]any{s.ws}, state...)...)
+			l.makeUp(s.ws, figures...)
+			admin.MustExec(`UPDATE workspace_load SET max_waiting = $2, leaving = $3 WHERE workspace_id = $1`, s.ws, maxWaiting, leaving)
 		}
 	}
 	spyOnFlushes(l)

@@ -29,12 +29,27 @@ type line struct {
 }
 
 func newLine(t testing.TB) *line {
-	env := storetest.New(t)
+	l := newLineOn(t, storetest.New(t))
+	t.Cleanup(func() { storetest.CheckLedger(t, l.env) })
+	return l
+}
+
+// newLineOn is a line whose ledger is not checked, as when a test makes its figures up.
+func newLineOn(t testing.TB, env *storetest.Env) *line {
 	l := &line{t: t, env: env, api: store.NewAPI(env.API(t)), system: store.NewSystem(env.System(t)), fleet: store.NewFleet(env.Worker(t))}
 	t.Cleanup(l.fleet.Close)
 	l.worker = l.register()
-	t.Cleanup(func() { storetest.CheckLedger(t, env) })
 	return l
+}
+
+// makeUp gives a workspace figures: cap, quota_ms, used_ms, overage_allowance_ms, overage_used_ms, provider_budget_microusd, provider_used_microusd,
+// whether it is paused, whether they are the last month's, max_task_cost_microusd.
+func (l *line) makeUp(ws uuid.UUID, figures ...any) {
+	l.t.Helper()
+	l.env.Admin(l.t).MustExec(`UPDATE workspace_load SET cap = $2, quota_ms = $3, used_ms = $4, overage_enabled = true, overage_allowance_ms = $5, overage_used_ms = $6,
+		provider_budget_microusd = $7, provider_used_microusd = $8, paused = CASE WHEN $9 THEN ARRAY['operator'] END, max_task_cost_microusd = $11,
+		period = date_trunc('month', now() AT TIME ZONE 'UTC')::date - CASE WHEN $10 THEN interval '1 month' ELSE interval '0' END
+		WHERE workspace_id = $1`, append([]any{ws}, figures...)...)
 }
 
 func (l *line) register() uuid.UUID {

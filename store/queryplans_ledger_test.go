@@ -1,15 +1,13 @@
 package store_test
 
 import (
-	"context"
-	"runtime"
+	"errors"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/generic-corp/muster/store"
 	"github.com/generic-corp/muster/store/storetest"
@@ -18,6 +16,7 @@ import (
 // planLedger is a ledger that has been in use for two months: half of its tasks have ended, with attempts, metering rows and
 // model calls; the others wait, one in ten for its time.
 type planLedger struct {
+	t          *testing.T
 	env        *storetest.Env
 	admin      *sqlx.DB
 	workspaces []uuid.UUID
@@ -36,7 +35,7 @@ type planLedger struct {
 // workspaces.
 func newPlanLedger(t *testing.T, workspaces, tasks int) *planLedger {
 	t.Helper()
-	l := &planLedger{env: storetest.New(t)}
+	l := &planLedger{t: t, env: storetest.New(t)}
 	l.admin = l.env.Admin(t)
 	db := l.admin
 	exec := func(query string, args ...any) {
@@ -110,18 +109,14 @@ func newPlanLedger(t *testing.T, workspaces, tasks int) *planLedger {
 }
 
 // submitTogether submits n tasks, each to a workspace of its own if there are so many, as one flush of each lane.
-func (l *planLedger) submitTogether(ctx context.Context, n int) error {
-	waiting, release := l.api.HoldSubmits()
-	var work errgroup.Group
-	for i := range n {
-		work.Go(func() error {
-			_, _, err := l.api.Submit(ctx, l.workspaces[i%len(l.workspaces)], []store.NewTask{{Agent: "yuki", Model: "auto", Prompt: "p", TimeoutMS: 60_000, MaxAttempts: 1}})
-			return err
-		})
+func (l *planLedger) submitTogether(n int) (err error) {
+	all := make([]*sent, n)
+	for i := range all {
+		all[i] = &sent{ws: l.workspaces[i%len(l.workspaces)], tasks: []store.NewTask{task("p")}}
 	}
-	for waiting() < n {
-		runtime.Gosched()
+	together(l.t, l.api, all)()
+	for _, s := range all {
+		err = errors.Join(err, s.err)
 	}
-	release()
-	return work.Wait()
+	return err
 }

@@ -35,7 +35,7 @@ var planSteps = []planStep{
 		}},
 	{group: "A task's way", name: "forty submits in company", calls: "API.Submit", most: 4000,
 		why:  "The same for each workspace of a flush, in four statements for all of them. The ledger of one workspace has one submit of forty tasks here.",
-		call: func(ctx context.Context, l *planLedger) error { return l.submitTogether(ctx, 40) }},
+		call: func(_ context.Context, l *planLedger) error { return l.submitTogether(40) }},
 	{group: "A task's way", name: "claim", calls: "Fleet.Claim", most: 300,
 		why:  "`line_lock` reads the load row by its key; `line_look` counts the workspace's leases (at most its cap) and reads the head of `tasks_line` in order, one task more than is asked for, stepping over those that run (at most the cap); `line_lease` inserts by key." + perBatch,
 		call: func(ctx context.Context, l *planLedger) error { return l.claim(ctx, l.worker) }},

@@ -258,9 +258,7 @@ func TestAYearOfWorkDoesNotSlowADay(t *testing.T) {
 		}
 	}
 	env := storetest.OwnServersWith(t, map[string]string{"shared_preload_libraries": "pg_stat_statements", "shared_buffers": "512MB", "max_wal_size": "4GB"}).Env
-	l := &line{t: t, env: env, api: store.NewAPI(env.API(t)), system: store.NewSystem(env.System(t)), fleet: store.NewFleet(env.Worker(t))}
-	t.Cleanup(l.fleet.Close)
-	l.worker = l.register()
+	l := newLineOn(t, env)
 	admin := env.Admin(t)
 	admin.MustExec(`CREATE EXTENSION pg_stat_statements`)
 	ws := storetest.NewWorkspace(t, env, "pro")

@@ -22,20 +22,14 @@ func TestSubmit(t *testing.T) {
 
 	t.Run("DecidesAsTheLineWould", func(t *testing.T) {
 		t.Parallel()
-		env := storetest.New(t) // its figures are made up: no CheckLedger
-		l := &line{t: t, env: env, api: store.NewAPI(env.API(t)), system: store.NewSystem(env.System(t)), fleet: store.NewFleet(env.Worker(t))}
-		t.Cleanup(l.fleet.Close)
-		l.worker = l.register()
-		admin := env.Admin(t)
+		l := newLineOn(t, storetest.New(t))
+		admin := l.env.Admin(t)
 		reached := map[string]int{}
 		random := rand.New(rand.NewPCG(7, 7))
 		pick := func(of ...int) int { return of[random.IntN(len(of))] }
 		for i := range 60 {
 			ws := storetest.NewWorkspace(t, l.env, "pro")
-			admin.MustExec(`UPDATE workspace_load SET cap = $2, quota_ms = $3, used_ms = $4, overage_enabled = true, overage_allowance_ms = $5, overage_used_ms = $6,
-					provider_budget_microusd = $7, provider_used_microusd = $8, paused = CASE WHEN $9 THEN ARRAY['operator'] END, max_task_cost_microusd = $11,
-					period = date_trunc('month', now() AT TIME ZONE 'UTC')::date - CASE WHEN $10 THEN interval '1 month' ELSE interval '0' END WHERE workspace_id = $1`,
-				ws, pick(0, 1, 2, 10), pick(5_000, 100_000, 1_000_000), pick(0, 0, 4_000, 95_000), pick(0, 8_000), pick(0, 3_000), pick(0, 100, 160, 10_000), pick(0, 0, 200), pick(0, 0, 0, 1) == 1, pick(0, 0, 1) == 1, pick(120, 1_000, 1_000))
+			l.makeUp(ws, pick(0, 1, 2, 10), pick(5_000, 100_000, 1_000_000), pick(0, 0, 4_000, 95_000), pick(0, 8_000), pick(0, 3_000), pick(0, 100, 160, 10_000), pick(0, 0, 200), pick(0, 0, 0, 1) == 1, pick(0, 0, 1) == 1, pick(120, 1_000, 1_000))
 			for range pick(0, 1, 3) {
 				earlier := task("earlier")
 				earlier.TimeoutMS, earlier.Priority = pick(2_000, 60_000), pick(-5, 0, 5)

@@ -24,47 +24,58 @@ CREATE POLICY api_together_read ON leases FOR SELECT TO muster_api USING (app_to
 CREATE POLICY api_together_read ON agents FOR SELECT TO muster_api USING (app_together(workspace_id));
 CREATE POLICY api_together_read ON provider_calls FOR SELECT TO muster_api USING (app_together(workspace_id));
 
--- line_past tells whether a load row counts a month that is over.
+-- line_front says whether a task is in line, and why the first is not running, 'in_line' when nothing but other workspaces keeps it: then
+-- the workspace is to have a turn. The words and their order are those of store/waiting.go. One row; like line_ahead it becomes a part of
+-- the statement that asks.
 -- +goose StatementBegin
-CREATE FUNCTION line_past(period date) RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT period < date_trunc('month', now() AT TIME ZONE 'UTC')::date
+CREATE FUNCTION line_front(w workspace_load) RETURNS TABLE (is_there boolean, reason text) LANGUAGE sql STABLE AS $$
+    SELECT head.timeout_ms IS NOT NULL, CASE
+            WHEN w.paused IS NOT NULL THEN 'workspace_paused'
+            WHEN greatest(w.quota_ms - u.used + u.overage, 0) + greatest(w.overage_allowance_ms - u.overage, 0) - runs.reserved
+                < least(head.timeout_ms, 10000) THEN 'quota_exhausted'
+            WHEN w.provider_budget_microusd - u.spent - CASE WHEN head.needs > 0 THEN
+                (SELECT coalesce(sum(c.cost_microusd), 0)::bigint FROM public.provider_calls c WHERE c.workspace_id = w.workspace_id AND c.outcome = 'started')
+                ELSE 0 END < head.needs THEN 'provider_budget'
+            WHEN runs.running >= w.cap THEN 'workspace_cap'
+            ELSE 'in_line' END
+        FROM (SELECT CASE WHEN p.past THEN 0 ELSE w.used_ms END AS used, CASE WHEN p.past THEN 0 ELSE w.overage_used_ms END AS overage,
+            CASE WHEN p.past THEN 0 ELSE w.provider_used_microusd END AS spent
+            FROM (SELECT w.period < date_trunc('month', now() AT TIME ZONE 'UTC')::date AS past) p) u
+        CROSS JOIN (SELECT count(*) AS running, coalesce(sum(l.reserved_ms), 0)::bigint AS reserved FROM public.leases l WHERE l.workspace_id = w.workspace_id) runs
+        LEFT JOIN (SELECT t.timeout_ms, public.line_needs(t.needs_microusd, w.provider_budget_microusd, w.max_task_cost_microusd) AS needs
+            FROM public.tasks t WHERE t.workspace_id = w.workspace_id AND t.status = 'queued' AND (t.expires_at IS NULL OR t.expires_at > now())
+                AND NOT EXISTS (SELECT 1 FROM public.leases l WHERE l.workspace_id = w.workspace_id AND l.task_id = t.id)
+            ORDER BY t.priority DESC, t.id LIMIT 1) head ON true
 $$;
 -- +goose StatementEnd
 
--- line_reason says why the first task in line is not running, 'in_line' when nothing but other workspaces keeps it: then the workspace
--- is to have a turn. The words and their order are those of store/waiting.go.
---
--- In:   running, reserved   of the leases: how many, and what they reserve of the quota; timeout_ms, needs (line_needs)   of the first
---       in line; open   cost of the calls under way, wanted when needs is more than 0
+-- line_ahead counts, for each priority, the tasks in line that run before the first new one of it; 1001 stands for more than 1000. One row,
+-- with an array in the order of the levels.
 -- +goose StatementBegin
-CREATE FUNCTION line_reason(w workspace_load, running bigint, reserved bigint, timeout_ms bigint, needs bigint, open bigint) RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT CASE
-        WHEN w.paused IS NOT NULL THEN 'workspace_paused'
-        WHEN greatest(w.quota_ms - CASE WHEN public.line_past(w.period) THEN 0 ELSE w.used_ms - w.overage_used_ms END, 0)
-            + greatest(w.overage_allowance_ms - CASE WHEN public.line_past(w.period) THEN 0 ELSE w.overage_used_ms END, 0) - reserved
-            < least(timeout_ms, 10000) THEN 'quota_exhausted'
-        WHEN w.provider_budget_microusd - CASE WHEN public.line_past(w.period) THEN 0 ELSE w.provider_used_microusd END - open < needs THEN 'provider_budget'
-        WHEN running >= w.cap THEN 'workspace_cap'
-        ELSE 'in_line' END
+CREATE FUNCTION line_ahead(w workspace_load, levels bigint[]) RETURNS TABLE (counts json) LANGUAGE sql STABLE AS $$
+    SELECT json_agg(CASE
+            WHEN w.waiting = 0 THEN 0
+            -- All that waits is in line and at least as urgent: it is counted already.
+            WHEN line.lowest >= v.level AND NOT line.has_scheduled THEN least(w.waiting, 1001)
+            ELSE (SELECT count(*) FROM (SELECT 1 FROM public.tasks t WHERE t.workspace_id = w.workspace_id AND t.status = 'queued' AND t.priority >= v.level
+                AND NOT EXISTS (SELECT 1 FROM public.leases l WHERE l.workspace_id = w.workspace_id AND l.task_id = t.id) LIMIT 1001) urgent)
+            END ORDER BY v.i)
+        FROM unnest(levels) WITH ORDINALITY v (level, i)
+        LEFT JOIN (SELECT
+            (SELECT t.priority FROM public.tasks t WHERE t.workspace_id = w.workspace_id AND t.status = 'queued' ORDER BY t.priority, t.id DESC LIMIT 1) AS lowest,
+            EXISTS (SELECT 1 FROM public.tasks t WHERE t.workspace_id = w.workspace_id AND t.status = 'scheduled') AS has_scheduled) line ON w.waiting > 0
 $$;
 -- +goose StatementEnd
-REVOKE ALL ON FUNCTION line_past, line_reason FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION line_past, line_reason TO muster_api, muster_system;
+REVOKE ALL ON FUNCTION line_front, line_ahead FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION line_front, line_ahead TO muster_api;
+GRANT EXECUTE ON FUNCTION line_front TO muster_system; -- operators' commands
 
--- waiting_reason and submit_tasks are those of migration 00021, with line_reason.
+-- waiting_reason and submit_tasks are those of migration 00021, with these.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION waiting_reason(ws uuid) RETURNS text LANGUAGE plpgsql STABLE SECURITY INVOKER
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 BEGIN
-    RETURN (SELECT public.line_reason(w, runs.running, runs.reserved, head.timeout_ms, head.needs, CASE WHEN head.needs > 0 THEN
-            (SELECT coalesce(sum(c.cost_microusd), 0)::bigint FROM public.provider_calls c WHERE c.workspace_id = ws AND c.outcome = 'started') ELSE 0 END)
-        FROM public.workspace_load w
-        CROSS JOIN LATERAL (SELECT count(*) AS running, coalesce(sum(l.reserved_ms), 0)::bigint AS reserved FROM public.leases l WHERE l.workspace_id = ws) runs
-        LEFT JOIN LATERAL (SELECT t.timeout_ms, public.line_needs(t.needs_microusd, w.provider_budget_microusd, w.max_task_cost_microusd) AS needs
-            FROM public.tasks t WHERE t.workspace_id = ws AND t.status = 'queued'
-                AND (t.expires_at IS NULL OR t.expires_at > now()) AND NOT EXISTS (SELECT 1 FROM public.leases l WHERE l.workspace_id = ws AND l.task_id = t.id)
-            ORDER BY t.priority DESC, t.id LIMIT 1) head ON true
-        WHERE w.workspace_id = ws);
+    RETURN (SELECT f.reason FROM public.workspace_load w CROSS JOIN LATERAL public.line_front(w) f WHERE w.workspace_id = ws);
 END $$;
 -- +goose StatementEnd
 
@@ -77,15 +88,12 @@ LANGUAGE plpgsql VOLATILE SECURITY INVOKER SET plan_cache_mode = force_generic_p
 DECLARE
     scope text := set_config('app.workspace_id', ws::text, true);
     n integer := cardinality(ids);
-    line record; -- before the lock
-    load public.workspace_load; -- the load row, under it
-    runs record; -- what runs, and the first in line, under it
-    level bigint;
+    load public.workspace_load; -- the load row, as it is before the lock, then under it
     unknown text[];
     refused text;
     created timestamptz := now();
     reason text;
-    ahead integer[];
+    ahead json;
     issued uuid; -- turn
 BEGIN
     IF own_agents <> '{}' THEN
@@ -95,23 +103,12 @@ BEGIN
             RETURN json_build_object('refused', 'agents', 'unknown', unknown);
         END IF;
     END IF;
-    SELECT w.leaving, w.waiting, w.waiting + n > w.max_waiting AS is_full,
-            (SELECT t.priority FROM public.tasks t WHERE t.workspace_id = ws AND t.status = 'queued' ORDER BY t.priority, t.id DESC LIMIT 1) AS lowest,
-            EXISTS (SELECT 1 FROM public.tasks t WHERE t.workspace_id = ws AND t.status = 'scheduled') AS has_scheduled
-        INTO line FROM public.workspace_load w WHERE w.workspace_id = ws;
-    refused := CASE WHEN line.leaving IS NULL THEN 'absent' WHEN line.leaving THEN 'leaving' WHEN line.is_full THEN 'backlog' END;
+    SELECT w.* INTO load FROM public.workspace_load w WHERE w.workspace_id = ws;
+    refused := CASE WHEN NOT FOUND THEN 'absent' WHEN load.leaving THEN 'leaving' WHEN load.waiting + n > load.max_waiting THEN 'backlog' END;
     IF refused IS NOT NULL THEN
         RETURN json_build_object('refused', refused);
     END IF;
-    FOREACH level IN ARRAY levels LOOP
-        ahead := ahead || CASE
-            WHEN line.waiting = 0 THEN 0
-            -- All that waits is in line and at least as urgent: it is counted already.
-            WHEN line.lowest >= level AND NOT line.has_scheduled THEN least(line.waiting, 1001)
-            ELSE (SELECT count(*) FROM (SELECT 1 FROM public.tasks t WHERE t.workspace_id = ws AND t.status = 'queued' AND t.priority >= level
-                AND NOT EXISTS (SELECT 1 FROM public.leases l WHERE l.workspace_id = ws AND l.task_id = t.id) LIMIT 1001) urgent)
-            END::integer;
-    END LOOP;
+    ahead := (SELECT a.counts FROM public.line_ahead(load, levels) a);
 
     INSERT INTO public.tasks (workspace_id, id, status, agent, model, prompt, input, metadata, priority, timeout_ms, max_attempts,
             first_max_attempts, run_at, expires_at, api_key_id, created_by_user)
@@ -125,13 +122,7 @@ BEGIN
         RAISE EXCEPTION 'the backlog filled up, or the workspace left, meanwhile' USING ERRCODE = 'MU001';
     END IF;
 
-    SELECT count(*) AS running, coalesce(sum(l.reserved_ms), 0)::bigint AS reserved,
-            (SELECT ARRAY[t.timeout_ms, public.line_needs(t.needs_microusd, load.provider_budget_microusd, load.max_task_cost_microusd)]
-                FROM public.tasks t WHERE t.workspace_id = ws AND t.status = 'queued'
-                AND (t.expires_at IS NULL OR t.expires_at > created) AND NOT EXISTS (SELECT 1 FROM public.leases h WHERE h.workspace_id = ws AND h.task_id = t.id) ORDER BY t.priority DESC, t.id LIMIT 1) AS head
-        INTO runs FROM public.leases l WHERE l.workspace_id = ws;
-    reason := CASE WHEN runs.head IS NOT NULL THEN public.line_reason(load, runs.running, runs.reserved, (runs.head)[1], (runs.head)[2], CASE WHEN (runs.head)[2] > 0 THEN
-        (SELECT coalesce(sum(c.cost_microusd), 0)::bigint FROM public.provider_calls c WHERE c.workspace_id = ws AND c.outcome = 'started') ELSE 0 END) END;
+    reason := (SELECT f.reason FROM public.line_front(load) f WHERE f.is_there);
     IF load.turn IS NULL AND reason = 'in_line' THEN
         issued := gen_random_uuid();
         UPDATE public.workspace_load w SET turn = issued, turn_at = created WHERE w.workspace_id = ws;
@@ -164,7 +155,7 @@ DECLARE
     part_of bigint[]; -- of each task
     held uuid[];      -- the load rows that are locked
     refused text[];   -- of each part, and so below
-    ahead text[];
+    ahead json[];
     answers json[];
     answer json;
     ws uuid;
@@ -178,27 +169,18 @@ BEGIN
             part_of := ARRAY(SELECT p.i FROM unnest(parts) WITH ORDINALITY p (n, i), generate_series(1, p.n) ORDER BY p.i);
             held := ARRAY(SELECT w.workspace_id FROM public.workspace_load w WHERE w.workspace_id = ANY (workspaces) FOR NO KEY UPDATE SKIP LOCKED);
 
-            SELECT array_agg(CASE
-                        WHEN w.leaving IS NULL OR p.n_own > 0 AND EXISTS (SELECT 1 FROM unnest(own_agents[p.last_own - p.n_own + 1 : p.last_own]) a (name)
-                            WHERE NOT EXISTS (SELECT 1 FROM public.agents g WHERE g.workspace_id = p.ws AND g.name = a.name)) THEN 'alone'
-                        WHEN w.leaving THEN 'leaving'
-                        WHEN w.waiting + p.n > w.max_waiting THEN 'backlog' END ORDER BY p.i),
-                    array_agg((SELECT json_agg(CASE
-                            WHEN w.waiting = 0 THEN 0
-                            -- All that waits is in line and at least as urgent: it is counted already.
-                            WHEN line.lowest >= v.level AND NOT line.has_scheduled THEN least(w.waiting, 1001)
-                            ELSE (SELECT count(*) FROM (SELECT 1 FROM public.tasks t
-                                WHERE t.workspace_id = p.ws AND t.status = 'queued' AND t.priority >= v.level
-                                    AND NOT EXISTS (SELECT 1 FROM public.leases l WHERE l.workspace_id = p.ws AND l.task_id = t.id) LIMIT 1001) urgent)
-                            END ORDER BY v.i)
-                        FROM unnest(levels[p.last_level - p.n_levels + 1 : p.last_level]) WITH ORDINALITY v (level, i))::text ORDER BY p.i)
+            SELECT array_agg(p.refused ORDER BY p.i),
+                    array_agg(CASE WHEN p.refused IS NULL THEN
+                        (SELECT a.counts FROM public.line_ahead(p.load, levels[p.last_level - p.n_levels + 1 : p.last_level]) a) END ORDER BY p.i)
                 INTO refused, ahead
-                FROM (SELECT v.*, sum(v.n_own) OVER (ORDER BY v.i)::integer AS last_own, sum(v.n_levels) OVER (ORDER BY v.i)::integer AS last_level
-                    FROM unnest(workspaces, parts, own_counts, level_counts) WITH ORDINALITY v (ws, n, n_own, n_levels, i)) p
-                LEFT JOIN public.workspace_load w ON w.workspace_id = p.ws AND p.ws = ANY (held)
-                LEFT JOIN LATERAL (SELECT
-                    (SELECT t.priority FROM public.tasks t WHERE t.workspace_id = p.ws AND t.status = 'queued' ORDER BY t.priority, t.id DESC LIMIT 1) AS lowest,
-                    EXISTS (SELECT 1 FROM public.tasks t WHERE t.workspace_id = p.ws AND t.status = 'scheduled') AS has_scheduled) line ON w.waiting > 0;
+                FROM (SELECT v.*, w AS load, CASE
+                        WHEN w.leaving IS NULL OR v.n_own > 0 AND EXISTS (SELECT 1 FROM unnest(own_agents[v.last_own - v.n_own + 1 : v.last_own]) a (name)
+                            WHERE NOT EXISTS (SELECT 1 FROM public.agents g WHERE g.workspace_id = v.ws AND g.name = a.name)) THEN 'alone'
+                        WHEN w.leaving THEN 'leaving'
+                        WHEN w.waiting + v.n > w.max_waiting THEN 'backlog' END AS refused
+                    FROM (SELECT u.*, sum(u.n_own) OVER (ORDER BY u.i)::integer AS last_own, sum(u.n_levels) OVER (ORDER BY u.i)::integer AS last_level
+                        FROM unnest(workspaces, parts, own_counts, level_counts) WITH ORDINALITY u (ws, n, n_own, n_levels, i)) v
+                    LEFT JOIN public.workspace_load w ON w.workspace_id = v.ws AND v.ws = ANY (held)) p;
 
             INSERT INTO public.tasks (workspace_id, id, status, agent, model, prompt, input, metadata, priority, timeout_ms, max_attempts,
                     first_max_attempts, run_at, expires_at, api_key_id, created_by_user)
@@ -213,23 +195,15 @@ BEGIN
                 UPDATE public.workspace_load w SET waiting = w.waiting + d.n, turn = coalesce(d.issued, w.turn),
                         turn_at = CASE WHEN d.issued IS NULL THEN w.turn_at ELSE created END
                     FROM (SELECT r.*, CASE WHEN r.turn IS NULL AND r.reason = 'in_line' THEN gen_random_uuid() END AS issued
-                        FROM (SELECT p.i, p.ws, p.n, w.turn, CASE WHEN head.timeout_ms IS NOT NULL THEN
-                                public.line_reason(w, runs.running, runs.reserved, head.timeout_ms, head.needs, CASE WHEN head.needs > 0 THEN
-                                    (SELECT coalesce(sum(c.cost_microusd), 0)::bigint FROM public.provider_calls c WHERE c.workspace_id = p.ws AND c.outcome = 'started')
-                                    ELSE 0 END) END AS reason
+                        FROM (SELECT p.i, p.ws, p.n, w.turn, CASE WHEN f.is_there THEN f.reason END AS reason
                             FROM unnest(workspaces, parts, refused) WITH ORDINALITY p (ws, n, refused, i)
                             JOIN public.workspace_load w ON w.workspace_id = p.ws
-                            CROSS JOIN LATERAL (SELECT count(*) AS running, coalesce(sum(l.reserved_ms), 0)::bigint AS reserved
-                                FROM public.leases l WHERE l.workspace_id = p.ws) runs
-                            LEFT JOIN LATERAL (SELECT t.timeout_ms, public.line_needs(t.needs_microusd, w.provider_budget_microusd, w.max_task_cost_microusd) AS needs
-                                FROM public.tasks t WHERE t.workspace_id = p.ws AND t.status = 'queued' AND (t.expires_at IS NULL OR t.expires_at > created)
-                                    AND NOT EXISTS (SELECT 1 FROM public.leases l WHERE l.workspace_id = p.ws AND l.task_id = t.id)
-                                ORDER BY t.priority DESC, t.id LIMIT 1) head ON true
+                            CROSS JOIN LATERAL public.line_front(w) f
                             WHERE p.refused IS NULL OFFSET 0) r OFFSET 0) d
                     WHERE w.workspace_id = d.ws
                     RETURNING d.i, d.reason, d.issued, w.queue)
                 SELECT array_agg(CASE WHEN e.i IS NULL THEN json_build_object('refused', refused[p.i]) ELSE json_build_object('created', created,
-                        'reason', e.reason, 'ahead', ahead[p.i]::json, 'turn', e.issued, 'queue', e.queue) END ORDER BY p.i)
+                        'reason', e.reason, 'ahead', ahead[p.i], 'turn', e.issued, 'queue', e.queue) END ORDER BY p.i)
                     INTO answers FROM unnest(workspaces) WITH ORDINALITY p (ws, i) LEFT JOIN entered e ON e.i = p.i;
             PERFORM set_config('app.workspace_ids', '', true);
             RETURN array_to_json(answers);
@@ -410,7 +384,7 @@ BEGIN
     RETURN json_build_object('created', created, 'reason', reason, 'ahead', ahead, 'turn', issued, 'queue', load.queue);
 END $$;
 -- +goose StatementEnd
-DROP FUNCTION line_reason, line_past;
+DROP FUNCTION line_front, line_ahead;
 DROP POLICY api_together_read ON workspace_load;
 DROP POLICY api_together_change ON workspace_load;
 DROP POLICY api_together_read ON tasks;
