@@ -241,7 +241,7 @@ func (s *Server) logout(q *request) (answer, error) {
 		}
 		return store.Answer{}, q.audit(w, "session.logout", store.FormatID(store.SessionPrefix, q.id.Session), nil)
 	})
-	s.believed.Remove(q.id.cacheKey)
+	s.believed.forget(q.id.cacheKey)
 	return answer{status: http.StatusNoContent}, err
 }
 

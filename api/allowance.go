@@ -14,28 +14,21 @@ import (
 // a larger plan holds at once, in every process. What a shrunken plan lets through for those seconds never runs: the
 // worker gets the list of models with the claim.
 
-// allowance reads the workspace's, through a cache of seconds.
+// allowance reads the workspace's, through a memory of seconds.
 func (s *Server) allowance(ctx context.Context, ws uuid.UUID) (store.Allowance, error) {
-	if a, ok := s.allowed.Get(ws); ok {
-		return a, nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	a, err := s.Store.Allowance(ctx, ws)
+	a, err := s.allowed.get(ctx, ws, func(ctx context.Context) (store.Allowance, error) { return s.Store.Allowance(ctx, ws) })
 	if store.KindOf(err) == store.NotFound {
 		return a, errBadCredential // erased since the credential was believed
 	}
-	if err != nil {
-		return a, err
-	}
-	s.allowed.Add(ws, a)
-	return a, nil
+	return a, err
 }
 
 // mayRun refuses tasks of a workspace without a proved address that needs one, and models that it may not use. It comes
 // before anything is stored, and not before the request is known to be no repeat of one that was accepted.
 func (s *Server) mayRun(q *request, ask func(context.Context) (store.Allowance, error), models ...string) error {
-	if a, ok := s.allowed.Peek(q.id.Workspace); ok && s.refusal(a, models) == nil {
+	if a, ok := s.allowed.known(q.id.Workspace); ok && s.refusal(a, models) == nil {
 		return nil
 	}
 	a, err := ask(q.ctx)
@@ -45,7 +38,7 @@ func (s *Server) mayRun(q *request, ask func(context.Context) (store.Allowance, 
 	if err := s.refusal(a, models); err != nil {
 		return err
 	}
-	s.allowed.Add(q.id.Workspace, a)
+	s.allowed.add(q.id.Workspace, a)
 	return nil
 }
 

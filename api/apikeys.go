@@ -146,7 +146,7 @@ func (s *Server) rotateKey(q *request) (answer, error) {
 			map[string]any{"name": old.Name, "new_key": shown.ID, "overlap_seconds": body.OverlapSeconds})
 	})
 	if err == nil {
-		s.forget(func(known identity) bool { return known.Key == id })
+		s.believed.forgetAll(func(known identity) bool { return known.Key == id })
 	}
 	return a, err
 }
@@ -191,7 +191,7 @@ func (s *Server) deleteKey(q *request) (answer, error) {
 		return answer{status: http.StatusNoContent}, q.audit(w, "api_key.delete", store.FormatID(store.KeyPrefix, id), map[string]any{"role": key.Role})
 	})
 	if err == nil {
-		s.forget(func(known identity) bool { return known.Key == id })
+		s.believed.forgetAll(func(known identity) bool { return known.Key == id })
 	}
 	return a, err
 }

@@ -99,7 +99,7 @@ func (s *Server) authenticate(c *gin.Context) (*identity, error) {
 			return nil, errBadCredential
 		}
 		hash := sha256.Sum256([]byte(credential))
-		id, err := s.believe(hash, func() (store.Identity, error) {
+		id, err := s.believe(ctx, hash, func(ctx context.Context) (store.Identity, error) {
 			known, err := s.Store.CheckKey(ctx, hash[:])
 			if known.Key != uuid.Nil && err != nil { // revoked or expired: somebody still has it
 				s.refused(c, stranger{action: "api_key.refused", chain: known.Workspace, key: known.Key})
@@ -116,41 +116,34 @@ func (s *Server) authenticate(c *gin.Context) (*identity, error) {
 		return nil, errBadCredential
 	}
 	key := sha256.Sum256(slices.Concat(ws[:], user[:], session[:]))
-	return s.believe(key, func() (store.Identity, error) { return s.Store.CheckSession(ctx, ws, user, session) })
+	return s.believe(ctx, key, func(ctx context.Context) (store.Identity, error) { return s.Store.CheckSession(ctx, ws, user, session) })
 }
 
-// believe asks the ledger about a credential unless it did so a moment ago. Refusals are not remembered.
-func (s *Server) believe(key [32]byte, check func() (store.Identity, error)) (*identity, error) {
-	if id, ok := s.believed.Get(key); ok {
-		return &id, nil
-	}
-	checked, err := check()
+// believe asks the ledger about a credential unless it did so a moment ago.
+func (s *Server) believe(ctx context.Context, key [32]byte, check func(context.Context) (store.Identity, error)) (*identity, error) {
+	id, err := s.believed.get(ctx, key, func(ctx context.Context) (identity, error) {
+		checked, err := check(ctx)
+		if err != nil {
+			return identity{}, err
+		}
+		id := identity{Identity: checked, scopes: roleScopes[checked.Role], cacheKey: key}
+		if checked.Scopes != nil {
+			id.scopes = nil
+			for _, scope := range roleScopes[checked.Role] {
+				if slices.Contains(checked.Scopes, scope) {
+					id.scopes = append(id.scopes, scope)
+				}
+			}
+		}
+		return id, nil
+	})
 	if store.KindOf(err) == store.Unauthorized {
 		return nil, errBadCredential
 	}
 	if err != nil {
 		return nil, err
 	}
-	id := identity{Identity: checked, scopes: roleScopes[checked.Role], cacheKey: key}
-	if checked.Scopes != nil {
-		id.scopes = nil
-		for _, scope := range roleScopes[checked.Role] {
-			if slices.Contains(checked.Scopes, scope) {
-				id.scopes = append(id.scopes, scope)
-			}
-		}
-	}
-	s.believed.Add(key, id)
 	return &id, nil
-}
-
-// forget drops what is believed of a credential, so that this process sees a change at once.
-func (s *Server) forget(match func(identity) bool) {
-	for _, key := range s.believed.Keys() {
-		if id, ok := s.believed.Peek(key); ok && match(id) {
-			s.believed.Remove(key)
-		}
-	}
 }
 
 // authorize refuses what the route asks for and the identity lacks.

@@ -49,7 +49,7 @@ func (s *Server) deleteWorkspace(q *request) (answer, error) {
 				"keys_revoked": left.Keys, "invitations_withdrawn": left.Invitations, "tasks_canceled": left.Canceled, "tasks_stopping": left.Stopping})
 	})
 	if err == nil {
-		s.forget(func(id identity) bool { return id.Workspace == q.id.Workspace })
+		s.believed.forgetAll(func(id identity) bool { return id.Workspace == q.id.Workspace })
 	}
 	return a, err
 }

@@ -129,5 +129,5 @@ func (s *Server) deleteMember(q *request) (answer, error) {
 
 // forgetMember makes this process see a member's new rights at once, and those of the keys that go back to them.
 func (s *Server) forgetMember(ws, user uuid.UUID) {
-	s.forget(func(id identity) bool { return id.Workspace == ws && (id.User == user || id.Origin == user) })
+	s.believed.forgetAll(func(id identity) bool { return id.Workspace == ws && (id.User == user || id.Origin == user) })
 }

@@ -81,7 +81,7 @@ func (s *Server) changePassword(q *request) (answer, error) {
 	if err := s.Store.ChangePassword(q.ctx, q.id.User, q.id.Session, known, hash, q.by()); err != nil {
 		return answer{}, err
 	}
-	s.forget(func(id identity) bool { return id.User == q.id.User && id.Session != q.id.Session })
+	s.believed.forgetAll(func(id identity) bool { return id.User == q.id.User && id.Session != q.id.Session })
 	s.mailPasswordChanged(email)
 	return answer{status: http.StatusNoContent}, nil
 }
@@ -137,7 +137,7 @@ func (s *Server) resetPassword(q *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	s.forget(func(id identity) bool { return id.User == user })
+	s.believed.forgetAll(func(id identity) bool { return id.User == user })
 	s.trustAddress(q, email)
 	s.mailPasswordChanged(email)
 	return answer{status: http.StatusNoContent}, nil

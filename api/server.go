@@ -22,7 +22,6 @@ import (
 
 	"github.com/gin-gonic/gin"
 	"github.com/google/uuid"
-	"github.com/hashicorp/golang-lru/v2/expirable"
 	"github.com/rs/zerolog"
 
 	"github.com/generic-corp/muster/store"
@@ -133,8 +132,8 @@ type Server struct {
 	tokens    *tokens
 	cursors   cursors
 	passwords *passwords
-	believed  *expirable.LRU[[32]byte, identity]         // credentials checked a moment ago
-	allowed   *expirable.LRU[uuid.UUID, store.Allowance] // of workspaces, read a moment ago
+	believed  *remembered[[32]byte, identity]         // credentials checked a moment ago
+	allowed   *remembered[uuid.UUID, store.Allowance] // of workspaces, read a moment ago
 	backstage *backstage
 	strangers *strangers
 	waiters   chan struct{}
@@ -152,13 +151,14 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("api configuration: %w", err)
 	}
+	life, asks := time.Duration(cfg.CredentialMS)*time.Millisecond, make(chan struct{}, asksAtOnce)
 	s := &Server{
 		Config:    cfg,
 		engine:    gin.New(),
 		cursors:   newCursors(cfg.SigningKeys),
 		passwords: newPasswords(cfg.MaxHashes),
-		believed:  expirable.NewLRU[[32]byte, identity](10_000, nil, time.Duration(cfg.CredentialMS)*time.Millisecond),
-		allowed:   expirable.NewLRU[uuid.UUID, store.Allowance](10_000, nil, time.Duration(cfg.CredentialMS)*time.Millisecond),
+		believed:  remember[[32]byte, identity](life, asks),
+		allowed:   remember[uuid.UUID, store.Allowance](life, asks),
 		waiters:   make(chan struct{}, cfg.MaxWaiters),
 		exports:   make(chan struct{}, exportsAtOnce),
 		streams:   &streams{each: cfg.MaxStreams, all: cfg.MaxAllStreams, byWorkspace: map[uuid.UUID]int{}},

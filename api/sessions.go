@@ -42,6 +42,6 @@ func (s *Server) deleteSession(q *request) (answer, error) {
 	if err := s.Store.RevokeOwnSession(q.ctx, q.id.User, id, q.by()); err != nil {
 		return answer{}, err
 	}
-	s.forget(func(known identity) bool { return known.Session == id })
+	s.believed.forgetAll(func(known identity) bool { return known.Session == id })
 	return answer{status: http.StatusNoContent}, nil
 }
