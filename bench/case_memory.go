@@ -18,7 +18,7 @@ import (
 // memory: what a waiting task costs outside of PostgreSQL.
 //
 // Redis: used_memory with 1,000 workspaces in line, first with 10,000 tasks waiting, then with a million; what lies between
-// is the tasks', what lies below is the turns'. Then the real processes: API, worker and scheduler do the same work for
+// is the tasks', what lies below is the turns'. And the real processes: API, worker and scheduler do the same work for
 // the same time over the one backlog and over the other, each from a fresh start, and their resident memory is read.
 
 const (
@@ -26,30 +26,36 @@ const (
 	memoryFew, memoryMany   = 10_000, 1_000_000
 	redisPerTask            = "Redis, bytes per waiting task"
 	memorySettle            = 20 * time.Second
-	memoryPause             = 200 * time.Millisecond // an agent's model call
+	memoryPrompt            = " sleep=200ms" // an agent's model call
 	memoryRequestsPerSecond = 100
 	memoryListed            = 500 // tasks of the customer who asks the API, at least
 )
 
 func memoryMuster(h *host, scale int) []figure {
-	f, many := newFleet(h), memoryMany/scale
-	who := f.serve(1, 1, "pro")[0]
-	all := append(f.clones(memoryWorkspaces-1, "pro"), who.tenant)
-	prompt := fmt.Sprintf(" sleep=%s", memoryPause)
+	many := memoryMany / scale
 	settle := memorySettle / time.Duration(min(scale, 2))
 
-	empty := redisMemory(h, f.rdb)
-	f.load(all, memoryFew-memoryListed, prompt)
-	f.load([]*tenant{who.tenant}, memoryListed, prompt) // lists are as long over either backlog
-	f.stand("pro", memoryWorkspaces)
-	inLine := redisMemory(h, f.rdb) - empty
-	few := residentAtWork(f, who, settle)
-	before := redisMemory(h, f.rdb)
-	f.load(all, many-memoryFew, prompt)
-	f.stand("pro", memoryWorkspaces)
-	growth := redisMemory(h, f.rdb) - before
-	lots := residentAtWork(f, who, settle)
-	f.check()
+	var few, lots map[string]float64
+	h.inner(func(h *host) {
+		f, all, who := memoryWorkspacesOn(h)
+		f.loadFew(all, who)
+		few = residentAtWork(f, who, settle)
+		f.check()
+	})
+	// On servers of its own: a worker that ends may leave a turn to Asynq's retries or to the end of its lease, and where no
+	// other process runs the line would not be whole again.
+	var inLine, growth float64
+	h.inner(func(h *host) {
+		f, all, who := memoryWorkspacesOn(h)
+		empty := redisMemory(h, f.rdb)
+		f.loadFew(all, who)
+		inLine = redisMemory(h, f.rdb) - empty
+		f.load(all, many-memoryFew, memoryPrompt)
+		f.stand("pro", memoryWorkspaces)
+		growth = redisMemory(h, f.rdb) - empty - inLine
+		lots = residentAtWork(f, who, settle)
+		f.check()
+	})
 
 	figures := []figure{
 		{redisPerTask, math.Round(max(0, growth/float64(many-memoryFew))), "B"},
@@ -62,6 +68,19 @@ func memoryMuster(h *host, scale int) []figure {
 			figure{rssGrowth(many) + name, lots[name] / few[name], "x"})
 	}
 	return figures
+}
+
+func memoryWorkspacesOn(h *host) (*fleet, []*tenant, customer) {
+	f := newFleet(h)
+	who := f.serve(1, 1, "pro")[0]
+	return f, append(f.clones(memoryWorkspaces-1, "pro"), who.tenant), who
+}
+
+// loadFew writes the smaller backlog. The customer's own is of one length over either, and so are the lists it asks for.
+func (f *fleet) loadFew(all []*tenant, who customer) {
+	f.load(all, memoryFew-memoryListed, memoryPrompt)
+	f.load([]*tenant{who.tenant}, memoryListed, memoryPrompt)
+	f.stand("pro", memoryWorkspaces)
 }
 
 // rssGrowth is what the ratio of a process is called by, before its name.
@@ -132,13 +151,15 @@ func redisMemory(h *host, rdb *redis.Client) float64 {
 // stand waits until so many turns of a tier stand in Redis.
 func (f *fleet) stand(queue string, turns int) {
 	line := jobs.NewLine(f.rdb)
-	for {
-		pending, _, err := line.Depth(queue)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		pending, active, err := line.Depth(queue)
 		f.h.must(err)
 		if pending == turns {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
+		if time.Now().After(deadline) {
+			f.h.Fatalf("after a minute %d turns stand in line and %d are out; want %d and none", pending, active, turns)
+		}
 	}
 }
 
