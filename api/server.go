@@ -70,7 +70,7 @@ type Config struct {
 	Heartbeat     time.Duration // of event streams without events; 15 s
 
 	MaxHashes    int // passwords hashed at once, 19 MiB each; 3
-	CredentialMS int // how long a checked credential and a limit are believed, milliseconds; 3000
+	CredentialMS int // how long a checked credential and a limit are believed at most, milliseconds; 3000
 
 	NoteInterval time.Duration // how often the last uses of API keys, and what strangers did, are written down; 5 s
 
