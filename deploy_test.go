@@ -22,33 +22,83 @@ import (
 // What lies in deploy/ is held against the schemas of those who read it, and against the code.
 
 // manifests are the files with their schemas.
-var manifests = map[string]string{
-	"deploy/kubernetes/worker.yaml":       "testdata/schemas/deployment.json",
-	"deploy/kubernetes/scaledobject.yaml": "testdata/schemas/scaledobject.json",
-	"deploy/alerts.yaml":                  "testdata/schemas/alerts.json",
+var manifests = map[string][]string{
+	"deploy/kubernetes/worker.yaml":       {"testdata/schemas/deployment.json"},
+	"deploy/kubernetes/scaledobject.yaml": {"testdata/schemas/keda.sh_scaledobjects.yaml", "testdata/schemas/scaledobject_rules.json"},
+	"deploy/alerts.yaml":                  {"testdata/schemas/alerts.json"},
 }
 
-func checkManifest(t *testing.T, raw []byte, schema string) error {
+// asJSON reads YAML as the values that JSON has.
+func asJSON(t *testing.T, raw []byte) any {
 	t.Helper()
-	asJSON, err := yaml.YAMLToJSON(raw)
-	if err != nil {
-		return err
-	}
-	document, err := jsonschema.UnmarshalJSON(bytes.NewReader(asJSON))
-	if err != nil {
-		return err
-	}
-	compiled, err := jsonschema.NewCompiler().Compile(schema)
+	converted, err := yaml.YAMLToJSON(raw)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return compiled.Validate(document)
+	value, err := jsonschema.UnmarshalJSON(bytes.NewReader(converted))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value
+}
+
+// definedSchema is the schema of a CustomResourceDefinition's version. The cluster drops fields that it does not have, silently; here
+// they are refused.
+func definedSchema(t *testing.T, file, version string) any {
+	t.Helper()
+	definition := asJSON(t, []byte(readDoc(t, file))).(map[string]any)["spec"].(map[string]any)
+	for _, v := range definition["versions"].([]any) {
+		if v := v.(map[string]any); v["name"] == version {
+			schema := v["schema"].(map[string]any)["openAPIV3Schema"]
+			refuseUnknown(schema)
+			return schema
+		}
+	}
+	t.Fatalf("%s has no version %s", file, version)
+	return nil
+}
+
+func refuseUnknown(schema any) {
+	s, ok := schema.(map[string]any)
+	if !ok {
+		return
+	}
+	properties, ok := s["properties"].(map[string]any)
+	if ok && s["additionalProperties"] == nil {
+		s["additionalProperties"] = false
+	}
+	for _, p := range properties {
+		refuseUnknown(p)
+	}
+	refuseUnknown(s["items"])
+	refuseUnknown(s["additionalProperties"])
+}
+
+func checkManifest(t *testing.T, raw []byte, schemas []string) error {
+	t.Helper()
+	document := asJSON(t, raw)
+	for _, schema := range schemas {
+		compiler := jsonschema.NewCompiler()
+		if strings.HasSuffix(schema, ".yaml") {
+			if err := compiler.AddResource(schema, definedSchema(t, schema, "v1alpha1")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		compiled, err := compiler.Compile(schema)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := compiled.Validate(document); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func TestDeployFitsTheSchemas(t *testing.T) {
 	t.Parallel()
-	for file, schema := range manifests {
-		if err := checkManifest(t, []byte(readDoc(t, file)), schema); err != nil {
+	for file, schemas := range manifests {
+		if err := checkManifest(t, []byte(readDoc(t, file)), schemas); err != nil {
 			t.Errorf("%s: %v", file, err)
 		}
 	}
@@ -56,8 +106,12 @@ func TestDeployFitsTheSchemas(t *testing.T) {
 		{"deploy/kubernetes/worker.yaml", "a misspelt field", "terminationGracePeriodSeconds", "terminationGraceSeconds"},
 		{"deploy/kubernetes/worker.yaml", "a number for a string", `value: "280"`, "value: 280"},
 		{"deploy/kubernetes/scaledobject.yaml", "a string for a number", "minReplicaCount: 1", `minReplicaCount: "1"`},
+		{"deploy/kubernetes/scaledobject.yaml", "a misspelt field", "stabilizationWindowSeconds: 300", "stabilisationWindowSeconds: 300"},
+		{"deploy/kubernetes/scaledobject.yaml", "an unknown fallback", "behavior: currentReplicas", "behavior: asTheyAre"},
 		{"deploy/kubernetes/scaledobject.yaml", "a trigger without a type", "- type: prometheus\n      name: runnable", "- name: runnable"},
-		{"deploy/kubernetes/scaledobject.yaml", "no query", "query: sum(max by (queue) (muster_running_tasks))", "description: x"},
+		{"deploy/kubernetes/scaledobject.yaml", "a number in a trigger", `threshold: "49"`, "threshold: 49"},
+		{"deploy/kubernetes/scaledobject.yaml", "what the scaler does not read", "ignoreNullValues", "ignoreNulls"},
+		{"deploy/kubernetes/scaledobject.yaml", "no query", "query: sum(max by (queue) (muster_running_tasks))", "timeout: x"},
 		{"deploy/alerts.yaml", "an alert without words", "annotations: {summary:", "annotations: {words:"},
 	} {
 		raw := readDoc(t, broken.file)
