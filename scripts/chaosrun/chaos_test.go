@@ -96,7 +96,7 @@ func TestPlans(t *testing.T) {
 			t.Errorf("%s is in no run", f.name)
 		}
 	}
-	if d := expected(one.plan); d > 18*time.Minute || one.tasks <= 10_000 {
+	if d := expected(one.plan); d > 19*time.Minute || one.tasks <= 10_000 {
 		t.Errorf("the whole run takes %s for %d tasks", d, one.tasks)
 	}
 }

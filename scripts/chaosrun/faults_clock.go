@@ -16,48 +16,61 @@ import (
 // Faults of wall clocks. Monotonic ones never step, in life either.
 var clockFaults = []fault{
 	{"clock-steps", "Postgres' clock is set 60 s ahead, right, 60 s behind, and right again", 50 * time.Second, stepPostgres},
+	{"clock-steps-redis", "Redis' clock is set 60 s ahead, right, 60 s behind, and right again", 50 * time.Second, stepRedis},
 	{"clock-steps-muster", "the clocks of Muster's processes are set 60 s ahead, some ahead and some behind, 60 s behind, and right again",
 		30 * time.Second, stepOurs},
 }
 
-// clocks steps what Postgres takes for the time: it runs under libfaketime, which reads the offset from a file. Debian's
-// Redis does not start under libfaketime, for its allocator's sake; nothing but the ends of rate limits hangs on its clock.
-type clocks struct{ library, file string }
+// serverClock steps what a server takes for the time: it runs under libfaketime, which reads the offset from a file.
+type serverClock struct{ library, file string }
 
-// newClocks finds libfaketime.
-func newClocks(dir string) (*clocks, error) {
+// newServerClock finds libfaketime. The offset's file is named for the server.
+func newServerClock(dir, server string) (*serverClock, error) {
 	for _, pattern := range []string{"/usr/lib/*/faketime/libfaketime.so.1", "/usr/lib/faketime/libfaketime.so.1", "/usr/local/lib/faketime/libfaketime.so.1"} {
 		if found, _ := filepath.Glob(pattern); len(found) > 0 {
-			c := &clocks{library: found[0], file: filepath.Join(dir, "clock")}
+			c := &serverClock{library: found[0], file: filepath.Join(dir, server+"-clock")}
 			return c, c.set(0)
 		}
 	}
 	return nil, fmt.Errorf("libfaketime is not installed (apt-get install libfaketime)")
 }
 
-// env is the server's environment. Only the wall clock is stepped: the monotonic one never is, in life either.
-func (c *clocks) env() []string {
-	return []string{"LD_PRELOAD=" + c.library, "FAKETIME_TIMESTAMP_FILE=" + c.file, "FAKETIME_CACHE_DURATION=1",
+// env is the server's environment. Only the wall clock is stepped: the monotonic one never is, in life either. Behind libfaketime
+// stands the C library, for its allocator: Debian's Redis has jemalloc, which asks for the time while libfaketime, to tell it, asks for memory.
+func (c *serverClock) env() []string {
+	return []string{"LD_PRELOAD=" + c.library + ":libc.so.6", "FAKETIME_TIMESTAMP_FILE=" + c.file, "FAKETIME_CACHE_DURATION=1",
 		"FAKETIME_DONT_FAKE_MONOTONIC=1", "DONT_FAKE_MONOTONIC=1"}
 }
 
-func (c *clocks) set(offset time.Duration) error {
+func (c *serverClock) set(offset time.Duration) error {
 	return os.WriteFile(c.file, fmt.Appendf(nil, "%+d\n", int(offset.Seconds())), 0o644)
 }
 
 func stepPostgres(ctx context.Context, s *stage, f *firing) error {
-	if s.clocks == nil {
+	return stepServer(ctx, s, f, s.postgresClock, func() (now time.Time, err error) {
+		err = s.db.GetContext(ctx, &now, `SELECT clock_timestamp()`)
+		return now, err
+	})
+}
+
+// stepRedis: what has an end by Redis' clock is what is counted for rate limits, and who Asynq says is alive.
+func stepRedis(ctx context.Context, s *stage, f *firing) error {
+	return stepServer(ctx, s, f, s.redisClock, func() (time.Time, error) { return s.redis.Time(ctx).Result() })
+}
+
+// stepServer steps the clock of a server that says what time it is.
+func stepServer(ctx context.Context, s *stage, f *firing, clock *serverClock, ask func() (time.Time, error)) error {
+	if clock == nil {
 		return errNotRun
 	}
 	off := func() (beyondOurs time.Duration) {
-		var now time.Time
-		if err := s.db.GetContext(ctx, &now, `SELECT clock_timestamp()`); err == nil {
+		if now, err := ask(); err == nil {
 			beyondOurs = time.Until(now)
 		}
 		return beyondOurs.Round(time.Second)
 	}
 	for _, step := range []time.Duration{60 * time.Second, 0, -60 * time.Second, 0} {
-		if err := s.clocks.set(step); err != nil {
+		if err := clock.set(step); err != nil {
 			return err
 		}
 		if err := until(ctx, 10*time.Second, fmt.Sprintf("the clock to step to %s", step), func() bool { return (off() - step).Abs() <= 2*time.Second }); err != nil {

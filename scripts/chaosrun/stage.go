@@ -63,9 +63,10 @@ type stage struct {
 	members  []*member
 	vars     map[string]string // of commands
 	api      string            // base URL, through the wire client>api
-	clocks   *clocks           // of Postgres; nil: it cannot be stepped
 	disk     *smallDisk        // nil: it cannot be filled
 	load     *load
+
+	postgresClock, redisClock *serverClock // nil: it is not stepped
 
 	mu      sync.Mutex      // of rng while faults are fired, and of:
 	taken   map[string]bool // workers that a fault has in hand
@@ -94,12 +95,19 @@ func newStage(ctx context.Context, cfg config) (s *stage, err error) {
 			cfg.say("disk-full is not run: %v", err)
 		}
 	}
-	if s.wants("clock-steps") {
-		if s.clocks, err = newClocks(s.dir); err != nil {
-			cfg.say("clock-steps is not run: %v", err)
-		} else {
-			sc.Postgres.Env = s.clocks.env()
+	for _, c := range []struct {
+		fault, server string
+		clock         **serverClock
+		env           *[]string
+	}{{"clock-steps", "postgres", &s.postgresClock, &sc.Postgres.Env}, {"clock-steps-redis", "redis", &s.redisClock, &sc.Redis.Env}} {
+		if !s.wants(c.fault) {
+			continue
 		}
+		if *c.clock, err = newServerClock(s.dir, c.server); err != nil {
+			cfg.say("%s is not run: %v", c.fault, err)
+			continue
+		}
+		*c.env = (*c.clock).env()
 	}
 	if s.wants("clock-steps-muster") && !steppedclock.Supported {
 		cfg.say("clock-steps-muster is not run: it needs Linux on amd64")

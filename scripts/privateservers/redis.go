@@ -31,6 +31,8 @@ type RedisConfig struct {
 	AppendOnly bool // true: keep the data over a restart, losing at most about one second of writes
 	Port       int  // 0: the one used last time if it is free, else any free one
 
+	Env []string // more environment of the server, such as "LD_PRELOAD=…"
+
 	password string   // "": one of its own
 	sentinel bool     // it watches others (--sentinel)
 	more     []string // further lines of its configuration
@@ -168,7 +170,7 @@ func (r *Redis) launch(ctx context.Context) (err error) {
 	if r.cfg.sentinel {
 		argv = append(argv, "--sentinel")
 	}
-	if r.proc, err = startServer(argv, r.dir, r.LogFile(), nil, syscall.SIGTERM); err != nil {
+	if r.proc, err = startServer(argv, r.dir, r.LogFile(), nil, syscall.SIGTERM, r.cfg.Env...); err != nil {
 		return fmt.Errorf("start Redis: %w", err)
 	}
 	port := r.port // as it is now, see answers
