@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -19,6 +18,7 @@ import (
 	"time"
 
 	"github.com/generic-corp/muster/billing/stripetest"
+	"github.com/generic-corp/muster/scripts/privateservers"
 	"github.com/generic-corp/muster/store/storetest"
 	"github.com/generic-corp/muster/worker/childprocess"
 	"github.com/generic-corp/muster/worker/isolate"
@@ -80,12 +80,11 @@ func newStack(t *testing.T) *stack {
 
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := privateservers.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+	return strconv.Itoa(port)
 }
 
 // start runs a muster process under a name of the test's; its log is kept and shown when the test fails.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/generic-corp/muster/scripts/privateservers"
 	"github.com/generic-corp/muster/store/storetest"
 	"github.com/generic-corp/muster/worker/childprocess"
 	"github.com/generic-corp/muster/worker/provider/providertest"
@@ -76,10 +76,9 @@ func newCrew(h *host, env *storetest.Env, vars map[string]string) *crew {
 }
 
 func freePort(h *host) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := privateservers.FreePort()
 	h.must(err)
-	defer l.Close()
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+	return strconv.Itoa(port)
 }
 
 // musterBinary stands beside this program; scripts/bench builds both.

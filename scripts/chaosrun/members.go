@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -19,6 +18,7 @@ import (
 	"time"
 
 	"github.com/generic-corp/muster/scripts/chaosrun/steppedclock"
+	"github.com/generic-corp/muster/scripts/privateservers"
 	"github.com/generic-corp/muster/worker/childprocess"
 )
 
@@ -196,11 +196,11 @@ func lastLine(file string) string {
 
 // join makes a member and starts it. vars are its environment; a process's own are added by more.
 func (s *stage) join(ctx context.Context, name string, argv []string, vars map[string]string, more func(proc string) map[string]string) error {
-	ops, err := freePort()
+	ops, err := privateservers.FreePort()
 	if err != nil {
 		return err
 	}
-	m := &member{name: name, argv: append([]string{s.cfg.muster}, argv...), ops: "127.0.0.1:" + ops, log: filepath.Join(s.dir, name+".log"),
+	m := &member{name: name, argv: append([]string{s.cfg.muster}, argv...), ops: fmt.Sprint("127.0.0.1:", ops), log: filepath.Join(s.dir, name+".log"),
 		clock: filepath.Join(s.dir, name+".clock"), hist: s.hist, done: make(chan struct{})}
 	m.env = func(proc string) []string {
 		all := maps.Clone(vars)
@@ -232,13 +232,4 @@ func (s *stage) of(prefix string) (found []*member) {
 		}
 	}
 	return found
-}
-
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("find a free port: %w", err)
-	}
-	defer l.Close()
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port), nil
 }

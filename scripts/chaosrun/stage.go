@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -157,11 +158,11 @@ func (s *stage) wants(name string) bool {
 
 // joinAll starts muster's processes, each with wires of its own.
 func (s *stage) joinAll(ctx context.Context) error {
-	port, err := freePort()
+	port, err := privateservers.FreePort()
 	if err != nil {
 		return err
 	}
-	addr, err := s.wires.lay("client", "api", "127.0.0.1:"+port)
+	addr, err := s.wires.lay("client", "api", fmt.Sprint("127.0.0.1:", port))
 	if err != nil {
 		return err
 	}
@@ -190,7 +191,7 @@ func (s *stage) joinAll(ctx context.Context) error {
 		var more func(string) map[string]string
 		switch role {
 		case "api":
-			vars["PORT"] = port
+			vars["PORT"] = strconv.Itoa(port)
 		case "worker":
 			models, err := s.wires.lay(name, "models", s.models.addr())
 			if err != nil {

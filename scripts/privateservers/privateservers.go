@@ -116,12 +116,7 @@ func pickPort(want int) (int, error) {
 			return want, l.Close()
 		}
 	}
-	l, err := net.Listen("tcp4", loopback(0))
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	return port, l.Close()
+	return FreePort()
 }
 
 // launchOnPort launches on the port fixed by the caller, or else on the last one or a free one; when another program

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -67,7 +66,7 @@ func StartCluster(ctx context.Context, dir string) (s *RedisSet, err error) {
 	const nodes, slots = 3, 16384
 	bus := make([]int, nodes)
 	for i := range bus {
-		if bus[i], err = anyPort(); err != nil {
+		if bus[i], err = FreePort(); err != nil {
 			return nil, err
 		}
 		more := []string{"masterauth " + s.password, "cluster-enabled yes", "cluster-config-file nodes.conf", "cluster-port " + strconv.Itoa(bus[i]),
@@ -162,14 +161,4 @@ func (s *RedisSet) await(ctx context.Context, of []*Redis, question string, want
 		}
 	}
 	return nil
-}
-
-// anyPort is a port that is free at this moment.
-func anyPort() (int, error) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
 }
