@@ -49,7 +49,7 @@ func cutServer(server string, length time.Duration) fault {
 		if err != nil {
 			return err
 		}
-		before := beatFailures(s)
+		failed := s.countBeatFailures()
 		mend, err := cutAll(on, how)
 		if err != nil {
 			return err
@@ -73,10 +73,10 @@ func cutServer(server string, length time.Duration) fault {
 			}
 			return nil
 		}
-		if err := until(ctx, 20*time.Second, "beats that failed", func() bool { return beatFailures(s) > before }); err != nil {
+		if err := until(ctx, 20*time.Second, "beats that failed", func() bool { return failed() > 0 }); err != nil {
 			return err
 		}
-		f.say("%.0f beats failed, %d requests got 503, after %.1f s at most, %d no answer", beatFailures(s)-before, byStatus["503"], slowest.Seconds(), byStatus["0"])
+		f.say("%.0f beats failed, %d requests got 503, after %.1f s at most, %d no answer", failed(), byStatus["503"], slowest.Seconds(), byStatus["0"])
 		if f.alone && byStatus["0"] > 0 {
 			return errors.New("requests were left without an answer")
 		}
@@ -84,11 +84,23 @@ func cutServer(server string, length time.Duration) fault {
 	}}
 }
 
-func beatFailures(s *stage) (n float64) {
-	for _, m := range s.of("worker") {
-		n += m.metric("muster_beat_failures_total")
+// countBeatFailures begins to count beats that fail. Each process counts for itself, and a killed one's are gone with it.
+func (s *stage) countBeatFailures() (sinceThen func() float64) {
+	now := func() map[string]float64 {
+		counts := map[string]float64{}
+		for _, m := range s.of("worker") {
+			_, proc := m.now()
+			counts[proc] = m.metric("muster_beat_failures_total")
+		}
+		return counts
 	}
-	return n
+	before := now()
+	return func() (n float64) {
+		for proc, count := range now() {
+			n += max(0, count-before[proc])
+		}
+		return n
+	}
 }
 
 // loseCommits lets Postgres commit and its reply disappear.
