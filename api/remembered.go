@@ -73,7 +73,7 @@ func (r *remembered[K, V]) add(key K, value V) {
 
 func (r *remembered[K, V]) forget(key K) { r.lru.Remove(key) }
 
-// forgetAll forgets those that match.
+// forgetAll forgets those that match, so that this process sees a change at once.
 func (r *remembered[K, V]) forgetAll(match func(V) bool) {
 	for _, key := range r.lru.Keys() {
 		if b, ok := r.lru.Peek(key); ok && match(b.value) {
